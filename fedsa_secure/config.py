@@ -1,0 +1,183 @@
+"""Every option of a run, once: keyword arguments, command line and TOML all come from here."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fedsa_secure.errors import ConfigError, did_you_mean
+
+
+def _names(value: Any) -> Any:
+    """Accept ``"a,b"`` for ``("a", "b")``, as the command line gives it."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+Passes = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
+class TrainConfig(BaseModel):
+    """One run, completely described. Immutable; unknown options are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    # What is trained
+    model: str = Field(
+        "minilm",
+        description="hub id or local folder of a transformers model; 'minilm' is the embedded one",
+    )
+    method: str = Field(
+        "fedsa", description="what is trained and what is shared (fedsa, fedavg, local, …)"
+    )
+    adapter: Literal["lora"] = Field("lora", description="kind of adapter")
+    rank: int = Field(8, ge=1, le=1024, description="rank r of the adapters")
+    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the scaling is alpha / rank")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapter's input")
+    target_modules: Names | None = Field(
+        None, description="linear layers to adapt, by name; the default is PEFT's per architecture"
+    )
+    head: Literal["local", "frozen", "shared"] = Field(
+        "local", description="the task head: personal, public and frozen, or averaged"
+    )
+
+    # On which data
+    dataset: str = Field(
+        "lexicon",
+        description="hub id, or local folder or file of parquet, csv, jsonl or save_to_disk data; "
+        "'lexicon' is the embedded one",
+    )
+    subset: str | None = Field(None, description="configuration name of the data set (GLUE: 'rte')")
+    split: str = Field("train", description="split that is partitioned over the clients")
+    common_split: str | None = Field(
+        None, description="split for the common test; by default validation or test if there is one"
+    )
+    text_column: Names | None = Field(None, description="column of the text, or two for a pair")
+    label_column: str | None = Field(None, description="column of the label")
+    group_column: str | None = Field(
+        None, description="rows with equal value here never stand on both sides of a split"
+    )
+    max_length: int = Field(128, ge=2, description="longest sequence in tokens")
+    max_rows: int | None = Field(None, ge=2, description="use at most this many rows of the split")
+    common_rows: int = Field(
+        400, ge=0, description="rows of the common, class-balanced test (0: none)"
+    )
+
+    # Clients
+    clients: int | None = Field(
+        None, ge=1, description="number of clients (default 10; 'column:NAME' counts its values)"
+    )
+    partition: str = Field(
+        "dirichlet:0.5", description="iid, dirichlet:ALPHA, pathological:CLASSES or column:NAME"
+    )
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of a client's rows kept back")
+    participation: float = Field(1.0, gt=0, le=1, description="share of clients in a round")
+
+    # How long and how fast
+    rounds: int = Field(20, ge=1, description="communication rounds")
+    local_steps: int = Field(5, ge=1, description="optimizer steps of a client in a round")
+    batch_size: int = Field(16, ge=1, description="rows in a step")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="local optimizer")
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
+    head_learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of the head (default: learning_rate)"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="decay of the learning rate over the whole run"
+    )
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="bound on the norm of a client's gradient; none to switch off"
+    )
+
+    # How it is run
+    seed: int = Field(0, ge=0, lt=2**63, description="root of all public random draws")
+    clients_per_pass: Passes = Field("auto", description="clients stacked into one forward pass")
+    client_state: Literal["memory", "disk"] = Field(
+        "memory", description="where the clients' personal state waits between its turns"
+    )
+    evaluate_every: int = Field(5, ge=1, description="rounds between evaluations")
+    checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints")
+    device: str = Field("auto", description="torch device; auto takes cuda where there is one")
+    output_dir: str | None = Field(
+        None, description="run folder; by default a new one below runs/"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError("momentum needs optimizer='sgd'; adamw has its own moments")
+        if self.text_column is not None and len(self.text_column) > 2:
+            raise ValueError("text_column takes one column, or two for a sentence pair")
+        return self
+
+    @classmethod
+    def build(cls, **options: Any) -> Self:
+        """Check options given by name.
+
+        Raises:
+            ConfigError: naming the first option that is unknown or impossible.
+        """
+        unknown = [name for name in options if name not in cls.model_fields]
+        if unknown:
+            raise ConfigError(
+                unknown[0], "no such option", did_you_mean(unknown[0], cls.model_fields)
+            )
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise _as_config_error(error) from None
+
+    def replace(self, **options: Any) -> Self:
+        """A copy with some options changed, checked again."""
+        return self.build(**{**self.model_dump(), **options})
+
+    def to_toml(self) -> str:
+        """TOML that ``read_options`` reads back; options that are None are left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True) | self._switched_off())
+
+    def _switched_off(self) -> dict[str, str]:
+        """Options whose None is a choice and not the default: TOML has no null."""
+        return {} if self.max_grad_norm is not None else {"max_grad_norm": "none"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_by_name(cls, data: Any) -> Any:
+        """``none`` in TOML and on the command line stands for None."""
+        if isinstance(data, dict):
+            return {
+                k: None if isinstance(v, str) and v.lower() == "none" else v
+                for k, v in data.items()
+            }
+        return data
+
+
+def _as_config_error(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    option = str(first["loc"][0]) if first["loc"] else "options"
+    given = f", but {first['input']!r} was given" if first["loc"] else ""
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return ConfigError(option, message[0].lower() + message[1:] + given)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Options from a TOML file, not yet checked.
+
+    Raises:
+        ConfigError: if the file is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            "config", f"cannot read {path}: {error.strerror}", "give the path of a TOML file"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "config", f"{path} is not valid TOML: {error}", "write one 'option = value' per line"
+        ) from None

@@ -1,0 +1,23 @@
+"""Data sets, their partition over clients, and batches. Knows nothing of methods or adapters."""
+
+from fedsa_secure.data.batches import Batch, collate, draw_rows
+from fedsa_secure.data.encoding import EncodedRows, encode, encode_texts
+from fedsa_secure.data.federated import Division, FederatedData, divide, encode_division
+from fedsa_secure.data.pool import Pool, load_pool
+from fedsa_secure.data.shards import Shard
+
+__all__ = [
+    "Batch",
+    "Division",
+    "EncodedRows",
+    "FederatedData",
+    "Pool",
+    "Shard",
+    "collate",
+    "divide",
+    "draw_rows",
+    "encode",
+    "encode_division",
+    "encode_texts",
+    "load_pool",
+]

@@ -1,0 +1,139 @@
+"""Divide a pool over clients, with the partitioners of ``flwr-datasets``."""
+
+import numpy as np
+from flwr_datasets.partitioner import (
+    DirichletPartitioner,
+    IidPartitioner,
+    NaturalIdPartitioner,
+    Partitioner,
+    PathologicalPartitioner,
+)
+
+from fedsa_secure.data.pool import Pool
+from fedsa_secure.data.sources import quiet
+from fedsa_secure.errors import ConfigError, did_you_mean
+from fedsa_secure.streams import derive
+
+MIN_ROWS = 2
+"""Fewest rows of a client: one to train on and one to test on."""
+DEFAULT_CLIENTS = 10
+_LABEL, _ROW = "__label__", "__row__"
+_SPECS = ("iid", "dirichlet:0.5", "pathological:2", "column:NAME")
+
+
+def partition(
+    pool: Pool, spec: str | Partitioner, clients: int | None, seed: int
+) -> list[np.ndarray]:
+    """Rows of each client, in the order of the pool.
+
+    Args:
+        pool: what is divided.
+        spec: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES``, ``column:NAME``, or a
+            partitioner of ``flwr-datasets``.
+        clients: how many; None for 10, or for as many as the column has values.
+        seed: root seed; the partitioner gets a seed of its own.
+
+    Raises:
+        ConfigError: if the division is impossible, with rows, clients and the remedy.
+    """
+    partitioner = _build(pool, spec, clients, seed) if isinstance(spec, str) else spec
+    # Partitioners see their own copy of the labels, whatever the user's column is called.
+    extra = {_LABEL: pool.labels.tolist(), _ROW: list(range(len(pool)))}
+    try:
+        with quiet():
+            rows = pool.rows
+            for name, values in extra.items():
+                rows = rows.add_column(name, values)
+            partitioner.dataset = rows
+            shards = [
+                np.sort(np.asarray(partitioner.load_partition(k)[_ROW], dtype=np.int64))
+                for k in range(partitioner.num_partitions)
+            ]
+    except (ValueError, KeyError) as error:
+        raise _refused(pool, spec, clients, str(error).split("\n")[0]) from error
+    if clients is not None and len(shards) != clients:
+        raise ConfigError(
+            "clients",
+            f"the partition has {len(shards)} clients, but {clients} were asked for",
+            f"set clients={len(shards)} or leave it out",
+        )
+    for k, shard in enumerate(shards):
+        if len(shard) < MIN_ROWS:
+            reason = f"client {k} would have {len(shard)} rows, and {MIN_ROWS} are needed"
+            raise _refused(pool, spec, len(shards), reason)
+    return shards
+
+
+def _build(pool: Pool, spec: str, clients: int | None, seed: int) -> Partitioner:
+    kind, _, argument = spec.partition(":")
+    count = clients or DEFAULT_CLIENTS
+    own_seed = derive(seed, "partition") % 2**31
+    if kind == "iid" and not argument:
+        # IidPartitioner takes contiguous pieces, so the order has to be shuffled first.
+        return _ShuffledIid(count, own_seed)
+    if kind == "dirichlet":
+        return DirichletPartitioner(
+            num_partitions=count,
+            partition_by=_LABEL,
+            alpha=_number(spec, argument, float),
+            min_partition_size=MIN_ROWS,
+            self_balancing=False,
+            seed=own_seed,
+        )
+    if kind == "pathological":
+        return PathologicalPartitioner(
+            num_partitions=count,
+            partition_by=_LABEL,
+            num_classes_per_partition=int(_number(spec, argument, int)),
+            seed=own_seed,
+        )
+    if kind == "column" and argument:
+        if argument not in pool.rows.column_names:
+            raise ConfigError(
+                "partition",
+                f"the data set has no column {argument!r}",
+                did_you_mean(argument, pool.rows.column_names),
+            )
+        return NaturalIdPartitioner(partition_by=argument)
+    raise ConfigError("partition", f"cannot read {spec!r}", did_you_mean(spec, _SPECS))
+
+
+class _ShuffledIid(IidPartitioner):  # type: ignore[misc]
+    """Equal shares of a shuffled pool."""
+
+    def __init__(self, num_partitions: int, seed: int) -> None:
+        super().__init__(num_partitions)
+        self._seed = seed
+
+    @property
+    def dataset(self) -> object:
+        return super().dataset
+
+    @dataset.setter
+    def dataset(self, value: object) -> None:
+        IidPartitioner.dataset.fset(self, value.shuffle(seed=self._seed))  # type: ignore[attr-defined]
+
+
+def _number(spec: str, argument: str, kind: type[int] | type[float]) -> float:
+    try:
+        value = kind(argument)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise ConfigError(
+            "partition",
+            f"{spec!r} needs a positive {'number' if kind is float else 'whole number'} after ':'",
+            did_you_mean(spec, _SPECS),
+        )
+    return value
+
+
+def _refused(pool: Pool, spec: object, clients: int | None, reason: str) -> ConfigError:
+    shown = spec if isinstance(spec, str) else type(spec).__name__
+    return ConfigError(
+        "partition",
+        f"{shown} cannot divide {len(pool)} rows over {clients or DEFAULT_CLIENTS} clients: "
+        f"{reason}",
+        "take fewer clients, more rows, or a larger alpha (dirichlet) or more classes "
+        "(pathological)",
+    )

@@ -1,0 +1,117 @@
+"""A client's own train and test part, split off its own rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.model_selection import StratifiedShuffleSplit
+
+from fedsa_secure.data.pool import Pool
+from fedsa_secure.errors import ConfigError
+from fedsa_secure.streams import numpy_stream
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows of one client, as indices into the pool. train [n], test [m]"""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+def split_shard(pool: Pool, rows: np.ndarray, client: int, fraction: float, seed: int) -> Shard:
+    """Split a client's rows, stratified by class.
+
+    A class with fewer than two rows stays in train, so the client never is tested on a class that
+    it has not seen.
+
+    Args:
+        pool: what the rows point into.
+        rows: the client's rows.
+        client: its number; the split depends on it and the seed alone.
+        fraction: share of the rows for the test.
+        seed: root seed.
+
+    Raises:
+        ConfigError: if no row can be spared for the test.
+    """
+    labels = pool.labels[rows]
+    classes, counts = np.unique(labels, return_counts=True)
+    single = np.isin(labels, classes[counts < 2])
+    splittable, kept = rows[~single], rows[single]
+    size = max(round(len(splittable) * fraction), 1)
+    strata = len(classes) - int((counts < 2).sum())
+    stream = numpy_stream(seed, "train/test", client)
+    if strata == 0 or len(splittable) < 2:
+        raise _no_test(client, len(rows))
+    if strata <= size <= len(splittable) - strata:
+        splitter = StratifiedShuffleSplit(
+            n_splits=1, test_size=size, random_state=int(stream.integers(2**31))
+        )
+        train, test = next(splitter.split(splittable, pool.labels[splittable]))
+    else:  # too few rows for one of every class on both sides: keep every class in train
+        train, test = _few(pool.labels[splittable], size, stream)
+    return Shard(
+        np.sort(np.concatenate([splittable[train], kept])), np.sort(splittable[test])
+    )
+
+
+def _few(
+    labels: np.ndarray, size: int, stream: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A test part of at most size rows that leaves one row of every class in train."""
+    order = stream.permutation(len(labels))
+    first = {int(labels[i]): int(i) for i in order[::-1]}
+    spare = [int(i) for i in order if first[int(labels[i])] != i]
+    test = np.asarray(spare[:size], dtype=np.int64)
+    return np.setdiff1d(np.arange(len(labels)), test), test
+
+
+def split_shard_by_group(
+    pool: Pool, rows: np.ndarray, client: int, sides: np.ndarray
+) -> tuple[Shard, int]:
+    """Split a client's rows by the side their group is on, which is the same for all clients.
+
+    Test rows of a class that the client has no train row of are left out: their group may not go
+    to train, and the client cannot be tested on a class that it has not seen.
+
+    Args:
+        pool: what the rows point into.
+        rows: the client's rows.
+        client: its number, for the error.
+        sides: True where a row's group is on the test side. [row of the pool]
+
+    Returns:
+        The shard, and how many rows were left out.
+
+    Raises:
+        ConfigError: if one of the two parts would be empty.
+    """
+    train, test = rows[~sides[rows]], rows[sides[rows]]
+    known = np.isin(pool.labels[test], pool.labels[train])
+    if len(train) == 0 or not known.any():
+        raise _no_test(client, len(rows))
+    return Shard(train, test[known]), int((~known).sum())
+
+
+def choose_groups(
+    groups: np.ndarray, fraction: float, seed: int, purpose: str
+) -> np.ndarray:
+    """Choose whole groups until they hold this share of the rows.
+
+    Returns:
+        True for the rows of the chosen groups. [row]
+    """
+    names, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = numpy_stream(seed, purpose).permutation(len(names))
+    before = np.cumsum(counts[order]) - counts[order]
+    chosen = np.zeros(len(names), dtype=bool)
+    chosen[order[before < fraction * len(groups)]] = True
+    return np.asarray(chosen[inverse])
+
+
+def _no_test(client: int, rows: int) -> ConfigError:
+    return ConfigError(
+        "test_fraction",
+        f"client {client} has {rows} rows, which do not give it a train and a test part",
+        "take fewer clients, more rows, or another partition",
+    )

@@ -1,0 +1,66 @@
+"""Files that are either there in full or not at all."""
+
+import os
+from pathlib import Path
+
+from fedsa_secure.errors import CheckpointError
+
+_TEMPORARY = ".tmp"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part.
+
+    Raises:
+        CheckpointError: if it cannot be written; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def append_line(path: Path, line: str) -> int:
+    """Append one line, on disk when this returns.
+
+    Returns:
+        The length of the file in bytes.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
+    try:
+        with open(path, "ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is the rest of a write that a crash cut off."""
+    return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
+
+
+def _unwritable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"cannot write {path}: {error.strerror}; the last complete round is intact: free space or "
+        f"mend the folder, then run: fedsa-secure resume {path.parent}"
+    )

@@ -1,0 +1,120 @@
+"""One record per round, as JSON lines.
+
+``history.jsonl`` holds what is a function of the configuration: a resumed run ends with the same
+bytes as one that was never interrupted. ``timings.jsonl`` holds how long things took.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedsa_secure.errors import CheckpointError
+from fedsa_secure.federation.files import append_line
+
+HISTORY, TIMINGS = "history.jsonl", "timings.jsonl"
+
+
+class RoundRecord(BaseModel):
+    """What happened in one round.
+
+    Args:
+        round: counted from 1.
+        clients: who took part.
+        learning_rate: of the adapters, at the first step of the round.
+        loss: mean over the clients of their mean training loss.
+        uplink_bytes: that each of them sent.
+        downlink_bytes: that each of them received.
+        accuracy: mean over all clients of the personal model on its own test part, if measured.
+        macro_f1: likewise.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    round: int
+    clients: tuple[int, ...]
+    learning_rate: float
+    loss: float
+    uplink_bytes: int
+    downlink_bytes: int
+    accuracy: float | None = None
+    macro_f1: float | None = None
+
+
+class RoundTiming(BaseModel):
+    """Seconds of wall time that the phases of a round took."""
+
+    model_config = ConfigDict(frozen=True)
+
+    round: int
+    train: float
+    aggregate: float
+    evaluate: float
+    checkpoint: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole round."""
+        return self.train + self.aggregate + self.evaluate + self.checkpoint
+
+
+class History:
+    """The records of a run folder, append-only.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._timings = folder / HISTORY, folder / TIMINGS
+
+    def append(self, record: RoundRecord) -> int:
+        """Write a record; returns the length of the file, which a checkpoint remembers."""
+        return append_line(self._path, record.model_dump_json())
+
+    def append_timing(self, timing: RoundTiming) -> None:
+        """Write how long a round took."""
+        append_line(self._timings, timing.model_dump_json())
+
+    def cut(self, length: int) -> None:
+        """Forget the records after a checkpoint.
+
+        Raises:
+            CheckpointError: if the file is shorter than it was at the checkpoint.
+        """
+        found = self._path.stat().st_size if self._path.exists() else 0
+        if found < length:
+            raise CheckpointError(
+                f"{self._path} has {found} bytes, but the checkpoint was taken at {length}; "
+                "restore it from a backup or start the run again"
+            )
+        if found > length:
+            os.truncate(self._path, length)
+
+    def records(self) -> list[RoundRecord]:
+        """All records.
+
+        Raises:
+            CheckpointError: if a line is not a record.
+        """
+        if not self._path.exists():
+            return []
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            return [RoundRecord.model_validate_json(line) for line in lines]
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise CheckpointError(f"{self._path} is damaged: {error}") from error
+
+    def timings(self) -> dict[int, RoundTiming]:
+        """Timings by round; of a round that was run again, the last."""
+        if not self._timings.exists():
+            return {}
+        found = {}
+        for line in self._timings.read_text(encoding="utf-8").splitlines():
+            try:
+                timing = RoundTiming(**json.loads(line))
+            except (ValueError, TypeError):
+                continue  # a crash may cut a line off; timings are a comfort, not a record
+            found[timing.round] = timing
+        return found

@@ -1,0 +1,218 @@
+"""``train``: the local steps of some clients, all in one stack.
+
+Gradients do not mix: every client has its own segment of rows, its own tensors, its own moments,
+and the loss is a sum over clients of each client's own mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+from torch.nn import functional
+
+from fedsa_kernels import token_keys
+from fedsa_secure.adapters import AdaptedModel
+from fedsa_secure.config import TrainConfig
+from fedsa_secure.data import Batch, FederatedData, collate, draw_rows
+from fedsa_secure.federation.optimizers import (
+    OptimizerSettings,
+    OptimizerState,
+    optimizer_step,
+)
+from fedsa_secure.federation.schedule import rate_factor
+from fedsa_secure.methods import Method
+from fedsa_secure.streams import derive
+from fedsa_secure.types import NamedTensors, Role
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """What stays at a client between its turns.
+
+    Args:
+        personal: its own values of the personal roles; empty before the first turn, when they are
+            at the public start.
+        moments: optimizer moments of everything it trains, by ``name#moment``.
+        steps: optimizer steps taken so far.
+    """
+
+    personal: NamedTensors = field(default_factory=dict)
+    moments: NamedTensors = field(default_factory=dict)
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What a client's turn ends with. Only ``shared`` goes on to be encoded.
+
+    Args:
+        client: its number.
+        shared: its trained values of the shared roles.
+        state: what it keeps.
+        loss: mean training loss over its steps.
+    """
+
+    client: int
+    shared: NamedTensors
+    state: ClientState
+    loss: float
+
+
+def train_clients(
+    model: AdaptedModel,
+    method: Method,
+    config: TrainConfig,
+    data: FederatedData,
+    shared: NamedTensors,
+    turns: Sequence[tuple[int, ClientState]],
+    round_number: int,
+) -> list[ClientResult]:
+    """Let these clients take their local steps of one round, in one stack.
+
+    Args:
+        model: the frozen base; whatever clients it held before are replaced.
+        method: which roles are trained and shared.
+        config: steps, optimizer, schedule and seed.
+        data: everybody's rows.
+        shared: the public values of the shared tensors at the start of the round.
+        turns: the clients and what each has kept since its last turn.
+        round_number: counted from 1.
+
+    Returns:
+        One result per client, in the order given.
+    """
+    clients = [client for client, _ in turns]
+    model.load([{**shared, **state.personal} for _, state in turns], method.trained)
+    settings = optimizer_settings(config)
+    optimizer = _stack_state(model, method, settings, [state for _, state in turns])
+    draws = [
+        draw_rows(
+            data.shards[client].train,
+            config.local_steps,
+            config.batch_size,
+            config.seed,
+            client,
+            round_number,
+        )
+        for client in clients
+    ]
+    losses = []
+    for step in range(config.local_steps):
+        batch = collate(data.rows, [draw[step] for draw in draws], model.device)
+        keys = dropout_keys(batch, clients, config, round_number, step)
+        losses.append(_one_step(model, method, config, batch, keys, optimizer, round_number, step))
+    return _unstack(model, method, clients, optimizer, torch.stack(losses).mean(0).tolist())
+
+
+def client_losses(
+    logits: Float[Tensor, "rows label"], batch: Batch
+) -> Float[Tensor, " client"]:
+    """Each client's mean loss over its own real rows. Filling rows do not count."""
+    by_row = functional.cross_entropy(logits, batch.labels, reduction="none").view(batch.real.shape)
+    # where, and not a product: whatever a filling row gives, even NaN, is not looked at
+    return torch.where(batch.real, by_row, 0.0).sum(1) / batch.real.sum(1)
+
+
+def dropout_keys(
+    batch: Batch, clients: Sequence[int], config: TrainConfig, round_number: int, step: int
+) -> Int32[Tensor, "rows token"] | None:
+    """Dropout keys of a batch, by (client, step, row, token)."""
+    if config.dropout == 0.0:
+        return None
+    words = [
+        derive(config.seed, "dropout", client, round_number, step) & 0x7FFFFFFF
+        for client in clients
+    ]
+    by_client = torch.tensor(words, dtype=torch.int32, device=batch.labels.device)
+    return token_keys(by_client, batch.positions()).flatten(0, 1)
+
+
+def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
+    """The optimizer that a run asks for."""
+    return OptimizerSettings(
+        kind=config.optimizer,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def learning_rates(
+    model: AdaptedModel, method: Method, config: TrainConfig, round_number: int, step: int
+) -> dict[str, float]:
+    """Learning rate of every trained parameter at one step."""
+    done = (round_number - 1) * config.local_steps + step
+    factor = rate_factor(config.schedule, done, config.rounds * config.local_steps)
+    head_rate = config.head_learning_rate or config.learning_rate
+    head = set(model.names([Role.HEAD]))
+    return {
+        name: factor * (head_rate if name in head else config.learning_rate)
+        for name in model.names(method.trained)
+    }
+
+
+def _one_step(
+    model: AdaptedModel,
+    method: Method,
+    config: TrainConfig,
+    batch: Batch,
+    keys: Int32[Tensor, "rows token"] | None,
+    optimizer: OptimizerState,
+    round_number: int,
+    step: int,
+) -> Float[Tensor, " client"]:
+    parameters = model.parameters(method.trained)
+    losses = client_losses(model(batch.inputs, keys), batch)
+    gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
+    for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+        parameter.grad = gradient
+    rates = learning_rates(model, method, config, round_number, step)
+    optimizer_step(parameters, rates, optimizer, optimizer_settings(config))
+    return losses.detach()
+
+
+def _stack_state(
+    model: AdaptedModel,
+    method: Method,
+    settings: OptimizerSettings,
+    states: Sequence[ClientState],
+) -> OptimizerState:
+    """The clients' moments side by side; zeros for a client's first turn."""
+    parameters = model.parameters(method.trained)
+    moments = NamedTensors()
+    for name, parameter in parameters.items():
+        zero = torch.zeros(parameter.shape[1:], dtype=parameter.dtype)
+        for moment in settings.moments:
+            key = f"{name}#{moment}"
+            stacked = torch.stack([state.moments.get(key, zero) for state in states])
+            moments[key] = stacked.to(parameter.device)
+    steps = torch.tensor([state.steps for state in states], dtype=torch.float64)
+    return OptimizerState(moments, steps.to(model.device))
+
+
+def _unstack(
+    model: AdaptedModel,
+    method: Method,
+    clients: Sequence[int],
+    optimizer: OptimizerState,
+    losses: Sequence[float],
+) -> list[ClientResult]:
+    shared, personal = model.unload(method.shared), model.unload(method.personal)
+    moments = {name: tensor.cpu().unbind() for name, tensor in optimizer.moments.items()}
+    steps = np.asarray(optimizer.steps.cpu(), dtype=np.int64)
+    return [
+        ClientResult(
+            client=client,
+            shared=shared[c],
+            state=ClientState(
+                personal=personal[c],
+                moments={name: slices[c].clone() for name, slices in moments.items()},
+                steps=int(steps[c]),
+            ),
+            loss=float(losses[c]),
+        )
+        for c, client in enumerate(clients)
+    ]

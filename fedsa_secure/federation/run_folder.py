@@ -1,0 +1,142 @@
+"""The layout of a run folder.
+
+    config.toml         the resolved configuration
+    history.jsonl       one record per round
+    timings.jsonl       seconds per round and phase
+    checkpoint/         the last complete round (see ``checkpoint``)
+    tensorboard/        event files, where tensorboard is installed
+    result.json         metrics of every client; there when the run is finished
+    adapters/           one PEFT adapter folder per client
+"""
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedsa_secure.config import TrainConfig, read_options
+from fedsa_secure.errors import CheckpointError, ConfigError
+from fedsa_secure.federation.evaluation import ClientMetrics
+from fedsa_secure.federation.files import is_leftover, write_atomic
+
+_CONFIG, _RESULT = "config.toml", "result.json"
+OBJECT = "object:"
+"""Marks a model, data set or partitioner that was given as an object and not by name."""
+
+
+class RunSummary(BaseModel):
+    """What ``result.json`` holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label_names: tuple[str, ...]
+    clients: tuple[ClientMetrics, ...]
+
+
+class RunFolder:
+    """Paths and small files of one run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the checkpoint."""
+        return self.path / "checkpoint"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the event files."""
+        return self.path / "tensorboard"
+
+    def adapter(self, client: int) -> Path:
+        """PEFT folder of one client."""
+        return self.path / "adapters" / f"client-{client:05d}"
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> "RunFolder":
+        """Make the folder of a new run and write its configuration.
+
+        Raises:
+            ConfigError: if the place is taken or cannot be written to; nothing is left behind.
+        """
+        folder = cls(Path(config.output_dir) if config.output_dir else _new_name(config))
+        folder._require_free()
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder.path / _CONFIG, config.to_toml().encode())
+        except (OSError, CheckpointError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error.__cause__)
+            raise ConfigError(
+                "output_dir",
+                f"cannot write to {folder.path}: {reason}",
+                "give a folder that you may write to",
+            ) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> tuple["RunFolder", TrainConfig]:
+        """Open the folder of a run that was begun.
+
+        Raises:
+            CheckpointError: if it is not a run folder.
+        """
+        if not (path / _CONFIG).is_file():
+            raise CheckpointError(
+                f"{path} is not a run folder: it has no {_CONFIG}; start a run with train"
+            )
+        try:
+            return cls(path), TrainConfig.build(**read_options(path / _CONFIG))
+        except ConfigError as error:
+            raise CheckpointError(f"{path / _CONFIG} is damaged: {error}") from error
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write the result; a run that has one is finished."""
+        write_atomic(self.path / _RESULT, summary.model_dump_json(indent=1).encode())
+
+    def read_summary(self) -> RunSummary | None:
+        """The result, or None while the run is not finished.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        path = self.path / _RESULT
+        try:
+            return RunSummary.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise CheckpointError(
+                f"{path} is damaged: {error}; remove it and resume the run to make it again"
+            ) from error
+
+    def _require_free(self) -> None:
+        path = self.path
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise ConfigError("output_dir", f"{path} is a file", "give the path of a folder")
+        if (path / _CONFIG).exists():
+            raise ConfigError(
+                "output_dir",
+                f"{path} holds a run already",
+                f"go on with it by 'fedsa-secure resume {path}', or give another folder",
+            )
+        if any(not is_leftover(entry) for entry in path.iterdir()):
+            raise ConfigError("output_dir", f"{path} is not empty", "give an empty or new folder")
+
+
+def config_digest(config: TrainConfig) -> str:
+    """Changes with every option except the place of the run folder."""
+    content = config.replace(output_dir=None).to_toml().encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _new_name(config: TrainConfig) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{stamp}-{config.method}-{config.adapter}"

@@ -1,0 +1,22 @@
+"""The learning rate over the whole run. It is not restarted in every round."""
+
+import math
+from typing import Literal
+
+
+def rate_factor(
+    schedule: Literal["constant", "linear", "cosine"], done: int, total: int
+) -> float:
+    """What the peak learning rate is multiplied by.
+
+    Args:
+        schedule: how it falls; to zero at the end of the run, except for ``constant``.
+        done: local steps that lie behind, by the clock of the run: (round - 1) · local_steps + step.
+            A client that sat out a round finds the rate where everyone else has it.
+        total: local steps of the whole run.
+    """
+    if schedule == "linear":
+        return 1 - done / total
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * done / total)) / 2
+    return 1.0

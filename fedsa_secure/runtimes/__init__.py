@@ -1,0 +1,1 @@
+"""Who runs where. The simulator runs all clients on this machine."""

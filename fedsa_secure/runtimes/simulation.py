@@ -1,0 +1,228 @@
+"""The simulator: all clients of a federation on one machine, many of them in one forward pass."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsa_secure.adapters import AdaptedModel, save_peft_adapter
+from fedsa_secure.config import TrainConfig
+from fedsa_secure.data import FederatedData
+from fedsa_secure.errors import CheckpointError
+from fedsa_secure.federation.aggregation import sum_updates
+from fedsa_secure.federation.checkpoint import StateStore
+from fedsa_secure.federation.encoding import Layout
+from fedsa_secure.federation.evaluation import ClientMetrics, evaluate_client
+from fedsa_secure.federation.history import History, RoundRecord, RoundTiming
+from fedsa_secure.federation.local_training import learning_rates, train_clients
+from fedsa_secure.federation.observer import Observer
+from fedsa_secure.federation.run_folder import RunFolder, RunSummary, config_digest
+from fedsa_secure.federation.server import apply_mean, difference, select_clients
+from fedsa_secure.federation.stacking import passes
+from fedsa_secure.methods import find_method
+from fedsa_secure.types import NamedTensors
+
+_log = logging.getLogger(__name__)
+
+
+class Simulation:
+    """One run, from its first or its last checkpointed round to its result.
+
+    Args:
+        config: the resolved configuration; ``clients_per_pass`` is a number.
+        model: the adapted model.
+        data: everybody's rows.
+        folder: the run folder, already made.
+        observers: told of the progress.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: AdaptedModel,
+        data: FederatedData,
+        folder: RunFolder,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._config, self._model, self._data, self._folder = config, model, data, folder
+        self._observers = observers
+        self._method = find_method(config.method, config.head)
+        self._store = StateStore(folder.checkpoint, in_memory=config.client_state == "memory")
+        self._history = History(folder.path)
+        self._shared: NamedTensors = {
+            name: model.initial[name] for name in model.names(self._method.shared)
+        }
+        self._layout = Layout.of(self._shared)
+        self._done = 0
+        self._metrics: list[ClientMetrics] | None = None
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: if it is damaged, or belongs to another configuration or other data.
+        """
+        restored = self._store.restore()
+        if restored is None:
+            self._history.cut(0)
+            return
+        checkpoint, self._shared = restored
+        if checkpoint.config != config_digest(self._config):
+            raise CheckpointError(
+                f"{self._folder.path / 'config.toml'} has changed since the run began; put it back, "
+                "or train anew into another output_dir"
+            )
+        if checkpoint.data != self._data.fingerprint:
+            raise CheckpointError(
+                "the data are not those that the run began with (texts, labels or their division "
+                "differ); give the same data set, or train anew into another output_dir"
+            )
+        self._history.cut(checkpoint.history_bytes)
+        self._done = checkpoint.round
+
+    def run(self) -> RunSummary:
+        """All rounds that are left, then the result."""
+        try:
+            for observer in self._observers:
+                observer.started(self._config, self._folder.path, self._done)
+            for round_number in range(self._done + 1, self._config.rounds + 1):
+                record, timing = self._round(round_number)
+                for observer in self._observers:
+                    observer.round_finished(record, timing)
+        finally:
+            for observer in self._observers:
+                observer.finished()
+        return self._finish()
+
+    def evaluate(self, common: bool = True) -> list[ClientMetrics]:
+        """Metrics of all personal models as they are now."""
+        return [
+            evaluate_client(self._model, self._data, client, self._tensors(client), common)
+            for client in range(len(self._data.shards))
+        ]
+
+    @property
+    def _per_pass(self) -> int:
+        if not isinstance(self._config.clients_per_pass, int):
+            raise TypeError("clients_per_pass has to be resolved before a simulation is made")
+        return self._config.clients_per_pass
+
+    def _tensors(self, client: int) -> NamedTensors:
+        return {**self._shared, **self._store.get(client).personal}
+
+    def _round(self, round_number: int) -> tuple[RoundRecord, RoundTiming]:
+        """``train → encode → sum → decode → update``, then evaluate and checkpoint."""
+        config = self._config
+        clock = _Clock()
+        clients = select_clients(
+            len(self._data.shards), config.participation, config.seed, round_number
+        )
+        losses: list[float] = []
+        total, count = sum_updates(
+            self._train(clients, round_number, losses), self._layout.size
+        )
+        seconds_train = clock.lap()
+        if self._shared:
+            self._shared = apply_mean(self._shared, self._layout, total, count)
+        seconds_aggregate = clock.lap()
+        last = round_number == config.rounds
+        metrics = None
+        if last or round_number % config.evaluate_every == 0:
+            metrics = self.evaluate(common=last)
+            self._metrics = metrics if last else None
+        seconds_evaluate = clock.lap()
+        record = self._record(round_number, clients, losses, metrics)
+        length = self._history.append(record)
+        if last or round_number % config.checkpoint_every == 0:
+            self._store.commit(
+                round_number,
+                self._shared,
+                config_digest(config),
+                self._data.fingerprint,
+                length,
+            )
+        timing = RoundTiming(
+            round=round_number,
+            train=seconds_train,
+            aggregate=seconds_aggregate,
+            evaluate=seconds_evaluate,
+            checkpoint=clock.lap(),
+        )
+        self._history.append_timing(timing)
+        self._done = round_number
+        _log.info("round %d of %d: loss %.4f", round_number, config.rounds, record.loss)
+        return record, timing
+
+    def _train(
+        self, clients: list[int], round_number: int, losses: list[float]
+    ) -> Iterator[Float[Tensor, " value"]]:
+        """The encoded updates of a round, one client at a time and in order of their number.
+
+        Everything else that a client's turn ends with goes to its own store.
+        """
+        for group in passes(clients, self._per_pass):
+            turns = [(client, self._store.get(client)) for client in group]
+            results = train_clients(
+                self._model,
+                self._method,
+                self._config,
+                self._data,
+                self._shared,
+                turns,
+                round_number,
+            )
+            for result in results:
+                self._store.put(result.client, result.state, round_number)
+                losses.append(result.loss)
+                yield self._layout.encode(difference(result.shared, self._shared))
+
+    def _record(
+        self,
+        round_number: int,
+        clients: list[int],
+        losses: list[float],
+        metrics: list[ClientMetrics] | None,
+    ) -> RoundRecord:
+        sent = sum(t.numel() * t.element_size() for t in self._shared.values())
+        rates = learning_rates(self._model, self._method, self._config, round_number, 0)
+        return RoundRecord(
+            round=round_number,
+            clients=tuple(clients),
+            learning_rate=next(iter(rates.values())),
+            loss=float(np.mean(losses)),
+            uplink_bytes=sent,
+            downlink_bytes=sent,
+            accuracy=None if metrics is None else float(np.mean([m.accuracy for m in metrics])),
+            macro_f1=None if metrics is None else float(np.mean([m.macro_f1 for m in metrics])),
+        )
+
+    def _finish(self) -> RunSummary:
+        """Write every client's adapter, then the result that marks the run as finished."""
+        metrics = self._metrics if self._metrics is not None else self.evaluate()
+        for client in range(len(self._data.shards)):
+            save_peft_adapter(
+                self._model,
+                self._tensors(client),
+                self._folder.adapter(client),
+                self._config.model,
+            )
+        summary = RunSummary(label_names=self._data.label_names, clients=tuple(metrics))
+        self._folder.write_summary(summary)
+        return summary
+
+
+class _Clock:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds

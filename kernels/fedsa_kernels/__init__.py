@@ -1,0 +1,10 @@
+"""Adapter kernels. They know tensors and nothing of federated learning.
+
+Every op has one public function, a plain-torch reference that is also the CPU path, and a
+``README.md`` with its mathematics.
+"""
+
+from fedsa_kernels.dropout import keep_mask, layer_keys, token_keys
+from fedsa_kernels.lora_linear import lora_linear
+
+__all__ = ["keep_mask", "layer_keys", "lora_linear", "token_keys"]

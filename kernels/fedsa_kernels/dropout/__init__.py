@@ -1,0 +1,79 @@
+"""Counter-based adapter dropout: the mask is a function of keys, never stored.
+
+An element is kept or dropped by (seed, client, step, layer, row, token, feature) alone, so neither
+padding nor the number of clients in one pass moves it, and the backward pass makes it again.
+
+All arithmetic is on 32 bits and wraps, so that a GPU kernel can make the same bits.
+"""
+
+import torch
+from jaxtyping import Bool, Int, Int32
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """The int32 with the low 32 bits of value."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+_MIX_1 = _signed(0x7FEB352D)
+_MIX_2 = _signed(0x846CA68B)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift (torch shifts int32 arithmetically)."""
+    return (x >> bits).bitwise_and_((1 << (32 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit words in which every input bit moves every output bit.
+
+    Source: the constants of C. Wellons' "hash prospector" search (lowbias32).
+    """
+    x = (x ^ _shift(x, 16)) * _MIX_1
+    x = (x ^ _shift(x, 15)) * _MIX_2
+    return x ^ _shift(x, 16)
+
+
+def token_keys(
+    client_keys: Int[Tensor, " client"], tokens: Int[Tensor, "client row token"]
+) -> Int32[Tensor, "client row token"]:
+    """Keys of all tokens of one step.
+
+    Args:
+        client_keys: one word per client that already depends on seed, client and step.
+        tokens: the position of each token in its own sequence, counted without padding.
+
+    Returns:
+        One 32-bit key per (client, row, token).
+    """
+    rows = torch.arange(tokens.shape[1], dtype=torch.int32, device=tokens.device)
+    clients = _mix(client_keys.to(torch.int32))
+    by_row = _mix(clients[:, None] ^ rows)
+    return _mix(by_row[:, :, None] ^ tokens.to(torch.int32))
+
+
+def layer_keys(keys: Int32[Tensor, "*shape"], layer: int) -> Int32[Tensor, "*shape"]:
+    """Keys of one layer from the keys of the step; layer is any number that names the layer."""
+    return _mix(keys ^ _signed(layer * 0x9E3779B1 + 1))
+
+
+def keep_mask(
+    keys: Int32[Tensor, " token"], features: int, p: float
+) -> Bool[Tensor, "token {features}"]:
+    """Which elements survive dropout.
+
+    Args:
+        keys: one key per token.
+        features: width of the layer's input.
+        p: probability of dropping an element, in [0, 1).
+
+    Returns:
+        True where the element is kept; each with probability 1 - p to within 2⁻³².
+    """
+    columns = _mix(torch.arange(features, dtype=torch.int32, device=keys.device) + 0x3C6EF372)
+    x = (keys[:, None] ^ columns).mul_(_MIX_1)
+    x = x.bitwise_xor_(_shift(x, 15)).mul_(_MIX_2)
+    # Only the high bits are compared, and multiplication mixes into those best.
+    return x >= _signed(min(round(p * 2**32), 2**32 - 1) ^ 0x80000000)

@@ -1,0 +1,110 @@
+"""``lora_linear``: a frozen linear layer with one LoRA adapter per client, as one op."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from fedsa_kernels.lora_linear import reference
+
+
+@torch.library.custom_op("fedsa::lora_linear", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    p: float,
+    keys: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return reference.forward(x, weight, bias, A, B, scaling, p, keys)
+
+
+@_forward.register_fake
+def _forward_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    p: float,
+    keys: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    clients, rank, _ = A.shape
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    return y, x.new_empty(clients, x.shape[0] // clients, rank)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _bias, A, B, scaling, p, keys = inputs
+    ctx.save_for_backward(x, output[1], weight, A, B, keys)
+    ctx.scaling, ctx.p = scaling, p
+
+
+def _backward(ctx: Any, dy: Tensor, _dxa: Tensor) -> tuple[Tensor | None, ...]:
+    x, xa, weight, A, B, keys = ctx.saved_tensors
+    needs_x, _, _, needs_a, needs_b, *_ = ctx.needs_input_grad
+    dx, dA, dB = reference.backward(
+        dy.contiguous(),
+        x,
+        xa,
+        weight,
+        A,
+        B,
+        ctx.scaling,
+        ctx.p,
+        keys,
+        (needs_x, needs_a, needs_b),
+    )
+    return dx, None, None, dA, dB, None, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def lora_linear(
+    x: Float[Tensor, "... d_in"],
+    weight: Float[Tensor, "d_out d_in"],
+    bias: Float[Tensor, " d_out"] | None,
+    A: Float[Tensor, "client r d_in"],
+    B: Float[Tensor, "client d_out r"],
+    scaling: float,
+    *,
+    dropout: float = 0.0,
+    keys: Int32[Tensor, "..."] | None = None,
+) -> Float[Tensor, "... d_out"]:
+    """Frozen linear layer plus the adapter of the client each row belongs to.
+
+    For the rows of client c: ``y = x·Wᵀ + bias + scaling · dropout(x)·A_cᵀ·B_cᵀ``.
+
+    Args:
+        x: client-major: all rows of client 0, then all of client 1, …, in equal segments. Any
+            number of leading dimensions; the first one runs over the rows.
+        weight: frozen; receives no gradient.
+        bias: frozen; receives no gradient.
+        A: one factor per client.
+        B: one factor per client.
+        scaling: alpha/r for LoRA, alpha/√r for rsLoRA.
+        dropout: probability of dropping an input of the adapter; only where keys are given.
+        keys: one dropout key per vector of x (see ``fedsa_kernels.dropout``), or None for no dropout.
+
+    Returns:
+        y, with the leading dimensions of x.
+
+    Raises:
+        ValueError: if the vectors of x cannot be split into one equal segment per client.
+
+    Source: Hu et al., LoRA (ICLR 2022), §4.1.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if flat.shape[0] % A.shape[0]:
+        raise ValueError(
+            f"lora_linear: {flat.shape[0]} rows do not split into {A.shape[0]} client segments"
+        )
+    flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
+    y, _ = _forward(flat, weight, bias, A, B, scaling, dropout, flat_keys)
+    return y.view(*x.shape[:-1], weight.shape[0])
