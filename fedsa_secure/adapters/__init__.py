@@ -4,7 +4,7 @@ from fedsa_secure.adapters.attach import AdaptedModel, attach
 from fedsa_secure.adapters.context import BatchContext
 from fedsa_secure.adapters.head import GroupedLinear
 from fedsa_secure.adapters.lora import LoRALinear, LoRASettings
-from fedsa_secure.adapters.peft import save_peft_adapter
+from fedsa_secure.adapters.peft import peft_config, peft_state, save_peft_adapter
 from fedsa_secure.adapters.pretrained import load_pretrained
 
 __all__ = [
@@ -15,5 +15,7 @@ __all__ = [
     "LoRASettings",
     "attach",
     "load_pretrained",
+    "peft_config",
+    "peft_state",
     "save_peft_adapter",
 ]

@@ -9,6 +9,24 @@ from fedsa_secure.adapters.attach import AdaptedModel
 from fedsa_secure.types import NamedTensors, Role
 
 
+def peft_state(adapted: AdaptedModel, tensors: NamedTensors) -> NamedTensors:
+    """One client's tensors under the names that PEFT gives them in a file.
+
+    Args:
+        adapted: the model that the tensors belong to.
+        tensors: one client's A, B and head, without client axis; what is missing is at its
+            public start.
+    """
+    state = NamedTensors()
+    for name in adapted.names([Role.A, Role.B]):
+        path, _, factor = name.rpartition(".")
+        peft_name = f"base_model.model.{path}.lora_{factor}.weight"
+        state[peft_name] = tensors.get(name, adapted.initial[name]).contiguous()
+    for name in adapted.names([Role.HEAD]):
+        state[f"base_model.model.{name}"] = tensors.get(name, adapted.initial[name]).contiguous()
+    return state
+
+
 def save_peft_adapter(
     adapted: AdaptedModel, tensors: NamedTensors, folder: Path, base_model: str
 ) -> None:
@@ -22,25 +40,18 @@ def save_peft_adapter(
 
     Args:
         adapted: the model that the tensors belong to.
-        tensors: one client's A, B and head, without client axis; what is missing is at its
-            public start.
+        tensors: as for ``peft_state``.
         folder: made if it does not exist.
         base_model: what PEFT notes as the base model.
     """
-    state = NamedTensors()
-    for name in adapted.names([Role.A, Role.B]):
-        path, _, factor = name.rpartition(".")
-        state[f"base_model.model.{path}.lora_{factor}.weight"] = tensors.get(
-            name, adapted.initial[name]
-        ).contiguous()
-    for name in adapted.names([Role.HEAD]):
-        state[f"base_model.model.{name}"] = tensors.get(name, adapted.initial[name]).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
+    state = peft_state(adapted, tensors)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    _peft_config(adapted, base_model).save_pretrained(str(folder))
+    peft_config(adapted, base_model).save_pretrained(str(folder))
 
 
-def _peft_config(adapted: AdaptedModel, base_model: str) -> LoraConfig:
+def peft_config(adapted: AdaptedModel, base_model: str) -> LoraConfig:
+    """The PEFT configuration of the adapters in a model."""
     targets = [name.rpartition(".")[0] for name in adapted.names([Role.A])]
     heads = sorted({name.split(".")[0] for name in adapted.names([Role.HEAD])})
     config = LoraConfig(

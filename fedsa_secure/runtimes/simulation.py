@@ -107,6 +107,11 @@ class Simulation:
         ]
 
     @property
+    def shared(self) -> NamedTensors:
+        """The public shared tensors as they are now."""
+        return self._shared
+
+    @property
     def _per_pass(self) -> int:
         if not isinstance(self._config.clients_per_pass, int):
             raise TypeError("clients_per_pass has to be resolved before a simulation is made")
