@@ -6,6 +6,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from fedsa_secure.adapters.attach import AdaptedModel
+from fedsa_secure.adapters.pretrained import public_name
 from fedsa_secure.types import NamedTensors, Role
 
 
@@ -56,7 +57,7 @@ def peft_config(adapted: AdaptedModel, base_model: str) -> LoraConfig:
     heads = sorted({name.split(".")[0] for name in adapted.names([Role.HEAD])})
     config = LoraConfig(
         task_type="SEQ_CLS",
-        base_model_name_or_path=base_model,
+        base_model_name_or_path=public_name(base_model),
         inference_mode=True,
         r=adapted.settings.rank,
         lora_alpha=adapted.settings.alpha,

