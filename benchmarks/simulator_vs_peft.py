@@ -1,7 +1,7 @@
 """The simulator against the loop that a user would write today with PEFT.
 
-One PeftModel; for every client and round its state goes in by ``set_peft_model_state_dict``, a torch
-optimizer takes the local steps, and its state comes out again; then the A matrices are averaged.
+One PeftModel; for every client and round its state goes in by ``set_peft_model_state_dict``, a
+torch optimizer takes the local steps, and its state comes out again; then the As are averaged.
 Both train the same clients on the same rows with the same padding, start, optimizer, clipping and
 schedule, and both keep the base model's own dropout off. After every round of the simulator the
 loop does the same round, so that both meet the same noise of the machine.
@@ -41,7 +41,7 @@ _SPECIAL_TOKENS = 2
 
 def texts_of_length(tokens: int, rows: int, seed: int) -> Dataset:
     """Rows of exactly so many tokens, from common words that are one token each."""
-    words = np.array("the of and in to was he is as for on with that it his by at from her".split())
+    words = ["the", "of", "and", "in", "to", "was", "he", "is", "as", "for", "on", "with", "that"]
     stream = np.random.default_rng(seed)
     chosen = stream.choice(words, size=(rows, tokens - _SPECIAL_TOKENS))
     return Dataset.from_dict(
@@ -93,8 +93,7 @@ class PeftLoop:
             self._turn(client, number)
             received.append({name: self._clients[client][name] for name in self.shared})
         self.shared = {
-            name: torch.stack([update[name] for update in received]).mean(0)
-            for name in self.shared
+            name: torch.stack([update[name] for update in received]).mean(0) for name in self.shared
         }
 
     def _turn(self, client: int, number: int) -> None:

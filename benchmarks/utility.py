@@ -158,8 +158,8 @@ def table(setting: Setting, rows: list[dict[str, str]]) -> str:
         f"Majority class of the clients' test parts: {majority} %. "
         f"Seeds: {', '.join(sorted({row['seed'] for row in rows}))}.",
         "",
-        "| method | accuracy % | macro F1 % | common test % | fedsa − this, accuracy | bytes up per "
-        "client and round |",
+        "| method | accuracy % | macro F1 % | common test % | fedsa − this, accuracy "
+        "| bytes up per client and round |",
         "|---|---|---|---|---|---|",
     ]
     fedsa = {row["seed"]: float(row["accuracy"]) for row in rows if row["method"] == "fedsa"}
@@ -167,9 +167,7 @@ def table(setting: Setting, rows: list[dict[str, str]]) -> str:
         own = [row for row in rows if row["method"] == method]
         if not own:
             continue
-        gaps = [
-            fedsa[row["seed"]] - float(row["accuracy"]) for row in own if row["seed"] in fedsa
-        ]
+        gaps = [fedsa[row["seed"]] - float(row["accuracy"]) for row in own if row["seed"] in fedsa]
         lines.append(
             f"| {method} | {_column(own, 'accuracy')} | {_column(own, 'macro_f1')} "
             f"| {_column(own, 'common_accuracy')} "

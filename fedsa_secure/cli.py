@@ -35,9 +35,7 @@ def main() -> None:
     try:
         _app()
     except FedSAError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"error: {error}", markup=False
-        )
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", markup=False)
         sys.exit(2)
 
 

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -78,7 +78,7 @@ class TrainConfig(BaseModel):
     participation: float = Field(1.0, gt=0, le=1, description="share of clients in a round")
 
     # How long and how fast
-    rounds: int = Field(20, ge=1, description="communication rounds")
+    rounds: int = Field(10, ge=1, description="communication rounds")
     local_steps: int = Field(5, ge=1, description="optimizer steps of a client in a round")
     batch_size: int = Field(16, ge=1, description="rows in a step")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="local optimizer")
@@ -104,12 +104,10 @@ class TrainConfig(BaseModel):
     evaluate_every: int = Field(5, ge=1, description="rounds between evaluations")
     checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints")
     device: str = Field("auto", description="torch device; auto takes cuda where there is one")
-    output_dir: str | None = Field(
-        None, description="run folder; by default a new one below runs/"
-    )
+    output_dir: str | None = Field(None, description="run folder; by default a new one below runs/")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "TrainConfig":
         if self.momentum and self.optimizer != "sgd":
             raise ValueError("momentum needs optimizer='sgd'; adamw has its own moments")
         if self.text_column is not None and len(self.text_column) > 2:
@@ -117,7 +115,7 @@ class TrainConfig(BaseModel):
         return self
 
     @classmethod
-    def build(cls, **options: Any) -> Self:
+    def build(cls, **options: Any) -> "TrainConfig":
         """Check options given by name.
 
         Raises:
@@ -133,7 +131,7 @@ class TrainConfig(BaseModel):
         except ValidationError as error:
             raise _as_config_error(error) from None
 
-    def replace(self, **options: Any) -> Self:
+    def replace(self, **options: Any) -> "TrainConfig":
         """A copy with some options changed, checked again."""
         return self.build(**{**self.model_dump(), **options})
 

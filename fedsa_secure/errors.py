@@ -1,10 +1,10 @@
 """The error tree: one base class per thing the caller can do about it.
 
-    FedSAError
-      ConfigError         an option, a column or a file the caller named is wrong (also ValueError)
-      AdapterError        the adapter does not fit the model it is attached to
-      CheckpointError     a run folder is unreadable, foreign or cannot be written
-      MissingExtraError   an optional dependency is not installed (also ImportError)
+FedSAError
+  ConfigError         an option, a column or a file the caller named is wrong (also ValueError)
+  AdapterError        the adapter does not fit the model it is attached to
+  CheckpointError     a run folder is unreadable, foreign or cannot be written
+  MissingExtraError   an optional dependency is not installed (also ImportError)
 """
 
 import difflib

@@ -133,12 +133,12 @@ def attach(model: nn.Module, settings: LoRASettings, seed: int) -> AdaptedModel:
         initial[name] = start.detach().cpu().clone()
 
     for path in targets:
-        lora = LoRALinear(model.get_submodule(path), settings, path, context)
+        lora = LoRALinear(_linear(model, path), settings, path, context)
         model.set_submodule(path, lora)
         register(path, lora, "A", Role.A, lora.start(seed))
         register(path, lora, "B", Role.B, lora.B[0])
     for path in head_paths:
-        grouped = GroupedLinear(model.get_submodule(path), context)
+        grouped = GroupedLinear(_linear(model, path), context)
         model.set_submodule(path, grouped)
         register(path, grouped, "weight", Role.HEAD, grouped.weight[0])
         if grouped.bias is not None:
@@ -189,6 +189,13 @@ def _find_targets(
                     "name linear layers only",
                 )
     return [path for path in candidates if any(_matches(path, name) for name in names)]
+
+
+def _linear(model: nn.Module, path: str) -> nn.Linear:
+    module = model.get_submodule(path)
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"{path} is a {type(module).__name__}")
+    return module
 
 
 def _matches(path: str, name: str) -> bool:

@@ -30,7 +30,7 @@ class LoRASettings:
 
     @property
     def scaling(self) -> float:
-        """alpha / r (Hu et al., LoRA, §4.1)."""
+        """Alpha / r (Hu et al., LoRA, §4.1)."""
         return self.alpha / self.rank
 
 
@@ -54,9 +54,9 @@ class LoRALinear(nn.Module):
         self.scaling, self.dropout, self.name = settings.scaling, settings.dropout, name
         self._context = context
         self._layer = derive(0, "dropout layer", name) & 0xFFFFFFFF
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.A = nn.Parameter(torch.zeros(1, settings.rank, base.in_features, **like))
-        self.B = nn.Parameter(torch.zeros(1, base.out_features, settings.rank, **like))
+        rank, like = settings.rank, base.weight
+        self.A = nn.Parameter(like.new_zeros(1, rank, base.in_features))
+        self.B = nn.Parameter(like.new_zeros(1, base.out_features, rank))
 
     def start(self, seed: int) -> Float[Tensor, "r d_in"]:
         """The public start of A: Kaiming-uniform as PEFT draws it, from a stream of its own.
@@ -66,7 +66,8 @@ class LoRALinear(nn.Module):
         stream = torch_stream(seed, "lora A", self.name)
         bound = self.base.in_features**-0.5
         values = torch.rand(self.A.shape[1:], generator=stream, dtype=torch.float64)
-        return ((2 * values - 1) * bound).to(self.A)
+        start: Tensor = ((2 * values - 1) * bound).to(self.A)
+        return start
 
     def forward(self, x: Float[Tensor, "row *rest"]) -> Float[Tensor, "row *rest_out"]:
         """Apply the layer; the first dimension of x is the rows of the batch.

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -16,7 +15,7 @@ EMBEDDED = "minilm"
 """Name of the model that the extra ``demo`` brings: all-MiniLM-L6-v2, 22.7M parameters."""
 
 
-def load_pretrained(name: str, labels: int, seed: int) -> tuple[nn.Module, Any]:
+def load_pretrained(name: str, labels: int, seed: int) -> tuple[Any, Any]:
     """A model with a fresh classification head, and its tokenizer.
 
     The head is drawn from a stream of its own, so it is the same for everyone with this seed.

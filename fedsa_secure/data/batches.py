@@ -69,9 +69,7 @@ def collate(rows: EncodedRows, segments: Sequence[np.ndarray], device: torch.dev
     # A row without any visible token would give a softmax over nothing.
     inputs["attention_mask"][torch.from_numpy(flat < 0), 0] = 1
     labels = np.where(flat >= 0, rows.labels[np.maximum(flat, 0)], 0)
-    return Batch(
-        inputs, torch.from_numpy(labels).to(device), torch.from_numpy(real).to(device)
-    )
+    return Batch(inputs, torch.from_numpy(labels).to(device), torch.from_numpy(real).to(device))
 
 
 def _padded(values: list[np.ndarray], chosen: np.ndarray, pad: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def encode_texts(
     columns = {
         name: [np.asarray(row, dtype=np.int64) for row in rows] for name, rows in made.items()
     }
-    pad = {name: 0 for name in columns} | {"input_ids": tokenizer.pad_token_id or 0}
+    pad = dict.fromkeys(columns, 0) | {"input_ids": tokenizer.pad_token_id or 0}
     if labels is None:
         labels = np.zeros(len(texts[0]), dtype=np.int64)
     return EncodedRows(columns, labels, pad)

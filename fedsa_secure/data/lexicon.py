@@ -19,7 +19,7 @@ def load_lexicon() -> Dataset:
     """All entries with columns text, label (negative, positive) and stem.
 
     The stem is the first four letters in lower case, so that *foolish* and *foolishly* can be kept
-    on one side of a split. Entries with a mean rating of exactly zero have no sign and are left out.
+    on one side of a split. Entries with a mean rating of zero have no sign and are left out.
 
     Raises:
         MissingExtraError: if ``vaderSentiment`` is not installed.

@@ -45,9 +45,7 @@ class Pool:
         return len(self.rows)
 
 
-def load_pool(
-    source: str | Dataset | DatasetDict, config: TrainConfig
-) -> tuple[Pool, Pool | None]:
+def load_pool(source: str | Dataset | DatasetDict, config: TrainConfig) -> tuple[Pool, Pool | None]:
     """The pool to divide over the clients, and the split for the common test if there is one.
 
     Raises:
@@ -56,7 +54,9 @@ def load_pool(
     splits = open_dataset(source, config.subset)
     if config.split not in splits:
         raise ConfigError(
-            "split", f"the data set has no split {config.split!r}", did_you_mean(config.split, splits)
+            "split",
+            f"the data set has no split {config.split!r}",
+            did_you_mean(config.split, splits),
         )
     group_column = config.group_column
     if isinstance(source, str) and source == NAME and group_column is None:
@@ -136,7 +136,9 @@ def _text_columns(rows: Dataset, config: TrainConfig) -> tuple[str, ...]:
 def _require(rows: Dataset, option: str, column: str) -> None:
     if column not in rows.column_names:
         raise ConfigError(
-            option, f"the data set has no column {column!r}", did_you_mean(column, rows.column_names)
+            option,
+            f"the data set has no column {column!r}",
+            did_you_mean(column, rows.column_names),
         )
 
 

@@ -50,9 +50,7 @@ def split_shard(pool: Pool, rows: np.ndarray, client: int, fraction: float, seed
         train, test = next(splitter.split(splittable, pool.labels[splittable]))
     else:  # too few rows for one of every class on both sides: keep every class in train
         train, test = _few(pool.labels[splittable], size, stream)
-    return Shard(
-        np.sort(np.concatenate([splittable[train], kept])), np.sort(splittable[test])
-    )
+    return Shard(np.sort(np.concatenate([splittable[train], kept])), np.sort(splittable[test]))
 
 
 def _few(
@@ -93,9 +91,7 @@ def split_shard_by_group(
     return Shard(train, test[known]), int((~known).sum())
 
 
-def choose_groups(
-    groups: np.ndarray, fraction: float, seed: int, purpose: str
-) -> np.ndarray:
+def choose_groups(groups: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
     """Choose whole groups until they hold this share of the rows.
 
     Returns:

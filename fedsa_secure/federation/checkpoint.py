@@ -142,7 +142,8 @@ class StateStore:
             content = path.read_bytes()
             if _digest(content) != stored.digest:
                 raise CheckpointError(_damaged(path, "its bytes have changed since it was written"))
-            return load(content)
+            tensors: NamedTensors = load(content)
+            return tensors
         except OSError as error:
             raise CheckpointError(_damaged(path, str(error.strerror))) from error
         except safetensors.SafetensorError as error:

@@ -38,7 +38,7 @@ class Layout:
     def decode(self, vector: Float[Tensor, " value"]) -> NamedTensors:
         """The tensors that a vector holds."""
         sizes = [shape.numel() for shape in self.shapes.values()]
-        parts = vector.split(sizes) if sizes else ()
+        parts = torch.split(vector, sizes) if sizes else ()
         return {
             name: part.view(shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)

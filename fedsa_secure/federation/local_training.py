@@ -107,9 +107,7 @@ def train_clients(
     return _unstack(model, method, clients, optimizer, torch.stack(losses).mean(0).tolist())
 
 
-def client_losses(
-    logits: Float[Tensor, "rows label"], batch: Batch
-) -> Float[Tensor, " client"]:
+def client_losses(logits: Float[Tensor, "rows label"], batch: Batch) -> Float[Tensor, " client"]:
     """Each client's mean loss over its own real rows. Filling rows do not count."""
     by_row = functional.cross_entropy(logits, batch.labels, reduction="none").view(batch.real.shape)
     # where, and not a product: whatever a filling row gives, even NaN, is not looked at

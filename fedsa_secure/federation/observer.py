@@ -2,12 +2,13 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.federation.history import RoundRecord, RoundTiming
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Told of a run's progress, in this order: started, one call per round, finished."""
 

@@ -46,9 +46,7 @@ class OptimizerState:
     steps: Float[Tensor, " client"] = field(default_factory=lambda: torch.zeros(1))
 
 
-def clip_factors(
-    gradients: list[Tensor], max_norm: float
-) -> Float[Tensor, " client"]:
+def clip_factors(gradients: list[Tensor], max_norm: float) -> Float[Tensor, " client"]:
     """What each client's gradients are multiplied by so that their joint norm is at most max_norm.
 
     Args:
@@ -98,7 +96,9 @@ def _adam(
     parameter: Tensor, gradient: Tensor, name: str, rate: float, state: OptimizerState
 ) -> None:
     first = state.moments[f"{name}#m"].lerp_(gradient, 1 - _BETA_1)
-    second = state.moments[f"{name}#v"].mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
+    second = (
+        state.moments[f"{name}#v"].mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
+    )
     steps = state.steps.to(parameter)
     rates = _per_client(rate / (1 - _BETA_1**steps), parameter)
     scale = _per_client((1 - _BETA_2**steps).sqrt(), parameter)

@@ -127,9 +127,7 @@ class Run:
         """All trained tensors of one client by name, without client axis."""
         return {**self._shared, **self._store.get(client).personal}
 
-    def predict(
-        self, client: int, texts: Sequence[str] | Sequence[tuple[str, str]]
-    ) -> list[str]:
+    def predict(self, client: int, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[str]:
         """Classes that one client's personal model gives; see ``Client.predict``."""
         if len(texts) == 0:
             return []
@@ -150,6 +148,4 @@ class Run:
         """Write one PEFT adapter folder per client, which ``PeftModel.from_pretrained`` reads."""
         for client in self.clients:
             name = f"client-{client.number:05d}"
-            save_peft_adapter(
-                self._model, client.tensors(), Path(folder) / name, self.config.model
-            )
+            save_peft_adapter(self._model, client.tensors(), Path(folder) / name, self.config.model)

@@ -1,12 +1,12 @@
 """The layout of a run folder.
 
-    config.toml         the resolved configuration
-    history.jsonl       one record per round
-    timings.jsonl       seconds per round and phase
-    checkpoint/         the last complete round (see ``checkpoint``)
-    tensorboard/        event files, where tensorboard is installed
-    result.json         metrics of every client; there when the run is finished
-    adapters/           one PEFT adapter folder per client
+config.toml         the resolved configuration
+history.jsonl       one record per round
+timings.jsonl       seconds per round and phase
+checkpoint/         the last complete round (see ``checkpoint``)
+tensorboard/        event files, where tensorboard is installed
+result.json         metrics of every client; there when the run is finished
+adapters/           one PEFT adapter folder per client
 """
 
 import hashlib

@@ -4,15 +4,13 @@ import math
 from typing import Literal
 
 
-def rate_factor(
-    schedule: Literal["constant", "linear", "cosine"], done: int, total: int
-) -> float:
+def rate_factor(schedule: Literal["constant", "linear", "cosine"], done: int, total: int) -> float:
     """What the peak learning rate is multiplied by.
 
     Args:
         schedule: how it falls; to zero at the end of the run, except for ``constant``.
-        done: local steps that lie behind, by the clock of the run: (round - 1) · local_steps + step.
-            A client that sat out a round finds the rate where everyone else has it.
+        done: local steps that lie behind by the clock of the run, (round - 1) · local_steps + step:
+            a client that sat out a round finds the rate where everyone else has it.
         total: local steps of the whole run.
     """
     if schedule == "linear":

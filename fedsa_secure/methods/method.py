@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal
 
 from fedsa_secure.errors import ConfigError
 from fedsa_secure.types import Role
@@ -43,7 +43,7 @@ class Method:
         """Roles that are trained and never leave the client."""
         return self.trained - self.shared
 
-    def with_head(self, head: Literal["local", "frozen", "shared"]) -> Self:
+    def with_head(self, head: Literal["local", "frozen", "shared"]) -> "Method":
         """The same method with another treatment of the task head.
 
         Raises:

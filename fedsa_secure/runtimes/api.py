@@ -159,9 +159,7 @@ def evaluate(
     return Run(folder, config, summary, prepared.model, prepared.tokenizer)
 
 
-def load(
-    path: str | Path, model: PreTrainedModel | None = None, *, tokenizer: Any = None
-) -> Run:
+def load(path: str | Path, model: PreTrainedModel | None = None, *, tokenizer: Any = None) -> Run:
     """Open a finished run, for its history, metrics and personal models.
 
     Args:
@@ -193,7 +191,9 @@ def _prepare(given: _Given, config: TrainConfig) -> _Prepared:
     data = encode_division(division, tokenizer, config.max_length)
     adapted = _attach(model, config, device)
     config = config.replace(
-        clients=len(data.shards), clients_per_pass=clients_per_pass(config, data, device)
+        clients=len(data.shards),
+        clients_per_pass=clients_per_pass(config, data, device),
+        text_column=division.pool.texts,
     )
     return _Prepared(config, adapted, data, tokenizer)
 
@@ -226,7 +226,7 @@ def _finished(folder: RunFolder) -> RunSummary:
     return summary
 
 
-def _model(given: _Given, config: TrainConfig, labels: int) -> tuple[PreTrainedModel, Any]:
+def _model(given: _Given, config: TrainConfig, labels: int) -> tuple[Any, Any]:
     """The base model and its tokenizer, checked against each other and the data."""
     source = given.pick("model", config)
     if isinstance(source, str):
@@ -254,7 +254,7 @@ def _model(given: _Given, config: TrainConfig, labels: int) -> tuple[PreTrainedM
     return model, tokenizer
 
 
-def _attach(model: PreTrainedModel, config: TrainConfig, device: torch.device) -> AdaptedModel:
+def _attach(model: Any, config: TrainConfig, device: torch.device) -> AdaptedModel:
     settings = LoRASettings(
         rank=config.rank,
         alpha=config.alpha,

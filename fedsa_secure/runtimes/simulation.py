@@ -3,8 +3,6 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -74,8 +72,8 @@ class Simulation:
         checkpoint, self._shared = restored
         if checkpoint.config != config_digest(self._config):
             raise CheckpointError(
-                f"{self._folder.path / 'config.toml'} has changed since the run began; put it back, "
-                "or train anew into another output_dir"
+                f"{self._folder.path / 'config.toml'} has changed since the run began; put it "
+                "back, or train anew into another output_dir"
             )
         if checkpoint.data != self._data.fingerprint:
             raise CheckpointError(
@@ -102,7 +100,7 @@ class Simulation:
     def evaluate(self, common: bool = True) -> list[ClientMetrics]:
         """Metrics of all personal models as they are now."""
         return [
-            evaluate_client(self._model, self._data, client, self._tensors(client), common)
+            evaluate_client(self._model, self._data, client, self.client_tensors(client), common)
             for client in range(len(self._data.shards))
         ]
 
@@ -112,13 +110,19 @@ class Simulation:
         return self._shared
 
     @property
+    def records(self) -> list[RoundRecord]:
+        """One record per round so far."""
+        return self._history.records()
+
+    def client_tensors(self, client: int) -> NamedTensors:
+        """All trained tensors of one client as they are now, the shared ones included."""
+        return {**self._shared, **self._store.get(client).personal}
+
+    @property
     def _per_pass(self) -> int:
         if not isinstance(self._config.clients_per_pass, int):
             raise TypeError("clients_per_pass has to be resolved before a simulation is made")
         return self._config.clients_per_pass
-
-    def _tensors(self, client: int) -> NamedTensors:
-        return {**self._shared, **self._store.get(client).personal}
 
     def _round(self, round_number: int) -> tuple[RoundRecord, RoundTiming]:
         """``train → encode → sum → decode → update``, then evaluate and checkpoint."""
@@ -128,9 +132,7 @@ class Simulation:
             len(self._data.shards), config.participation, config.seed, round_number
         )
         losses: list[float] = []
-        total, count = sum_updates(
-            self._train(clients, round_number, losses), self._layout.size
-        )
+        total, count = sum_updates(self._train(clients, round_number, losses), self._layout.size)
         seconds_train = clock.lap()
         if self._shared:
             self._shared = apply_mean(self._shared, self._layout, total, count)
@@ -212,7 +214,7 @@ class Simulation:
         for client in range(len(self._data.shards)):
             save_peft_adapter(
                 self._model,
-                self._tensors(client),
+                self.client_tensors(client),
                 self._folder.adapter(client),
                 self._config.model,
             )

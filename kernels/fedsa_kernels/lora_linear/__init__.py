@@ -90,7 +90,7 @@ def lora_linear(
         B: one factor per client.
         scaling: alpha/r for LoRA, alpha/√r for rsLoRA.
         dropout: probability of dropping an input of the adapter; only where keys are given.
-        keys: one dropout key per vector of x (see ``fedsa_kernels.dropout``), or None for no dropout.
+        keys: one dropout key per vector of x (see ``fedsa_kernels.dropout``); None for no dropout.
 
     Returns:
         y, with the leading dimensions of x.
@@ -106,5 +106,5 @@ def lora_linear(
             f"lora_linear: {flat.shape[0]} rows do not split into {A.shape[0]} client segments"
         )
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
-    y, _ = _forward(flat, weight, bias, A, B, scaling, dropout, flat_keys)
+    y: Tensor = _forward(flat, weight, bias, A, B, scaling, dropout, flat_keys)[0]
     return y.view(*x.shape[:-1], weight.shape[0])

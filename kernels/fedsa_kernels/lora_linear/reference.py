@@ -11,7 +11,7 @@ from fedsa_kernels.dropout import keep_mask
 
 
 def _dropped(x: Tensor, keys: Tensor | None, p: float) -> Tensor:
-    """x with dropout, from regenerated bits. [client·token, d]"""
+    """X with dropout, from regenerated bits. [client·token, d]"""
     if keys is None or p == 0.0:
         return x
     return (x * keep_mask(keys, x.shape[-1], p)).mul_(1.0 / (1.0 - p))
@@ -69,7 +69,7 @@ def backward(
     Shapes: dy [C·m, d_out]; the others as in ``forward``.
     """
     needs_x, needs_a, needs_b = needs
-    clients, rank, d_in = A.shape
+    clients, _, d_in = A.shape
     dy_c = dy.view(clients, -1, dy.shape[-1])
     dB = torch.bmm(dy_c.transpose(1, 2), xa).mul_(scaling) if needs_b else None
     if not needs_x and not needs_a:

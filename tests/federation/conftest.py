@@ -1,0 +1,87 @@
+"""A tiny federation: random BERT, made-up words, unequal clients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, concatenate_datasets
+
+from fedsa_secure import TrainConfig
+from fedsa_secure.adapters import AdaptedModel, LoRASettings, attach
+from fedsa_secure.data import FederatedData, divide, encode_division
+from fedsa_secure.federation.run_folder import RunFolder
+from fedsa_secure.runtimes.simulation import Simulation
+
+
+@dataclass
+class Federation:
+    """Everything a run needs, built without the public interface.
+
+    Args:
+        config: three or more clients by column, four steps a round.
+        model: adapted, in the dtype that was asked for.
+        data: everybody's rows.
+        folder: below it runs are made.
+    """
+
+    config: TrainConfig
+    model: AdaptedModel
+    data: FederatedData
+    folder: Path
+
+    def simulate(self, name: str, **options: Any) -> Simulation:
+        """Run with some options changed, in a folder of its own."""
+        config = self.config.replace(output_dir=str(self.folder / name), **options)
+        simulation = Simulation(config, self.model, self.data, RunFolder.create(config))
+        simulation.run()
+        return simulation
+
+
+def clients_dataset(sizes: Sequence[int], make: Callable[..., Dataset], seed: int = 0) -> Dataset:
+    """Rows of several clients with a column that says whose they are."""
+    parts = [
+        make(size, classes=3, seed=seed * 100 + k).add_column("client", [k] * size)
+        for k, size in enumerate(sizes)
+    ]
+    return concatenate_datasets(parts)
+
+
+@pytest.fixture
+def federation(
+    tiny_bert: Any, tiny_tokenizer: Any, small_dataset: Any, tmp_path: Path
+) -> Callable[..., Federation]:
+    """`federation(sizes=(40, 9, 25, 60), dtype=float32, rows=None, **options)`."""
+
+    def make(
+        sizes: Sequence[int] = (40, 9, 25, 60),
+        dtype: torch.dtype = torch.float32,
+        rows: Dataset | None = None,
+        **options: Any,
+    ) -> Federation:
+        defaults = {
+            "partition": "column:client",
+            "clients": len(sizes),
+            "rank": 3,
+            "dropout": 0.2,
+            "batch_size": 8,  # the second client has fewer rows to train on
+            "rounds": 3,
+            "local_steps": 4,
+            "learning_rate": 5e-3,
+            "max_length": 16,
+            "common_rows": 0,
+            "clients_per_pass": len(sizes),
+            "evaluate_every": 100,
+        }
+        config = TrainConfig.build(**{**defaults, **options})
+        rows = rows if rows is not None else clients_dataset(sizes, small_dataset)
+        data = encode_division(
+            divide(rows, config.partition, config), tiny_tokenizer, config.max_length
+        )
+        settings = LoRASettings(rank=config.rank, alpha=config.alpha, dropout=config.dropout)
+        model = attach(tiny_bert().to(dtype), settings, config.seed)
+        return Federation(config, model, data, tmp_path)
+
+    return make

@@ -1,0 +1,119 @@
+"""C clients in one stack train as the same clients do one after another."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from fedsa_secure.data import Batch, EncodedRows, collate
+from fedsa_secure.federation import local_training
+from fedsa_secure.federation.local_training import ClientResult, ClientState, train_clients
+from fedsa_secure.methods import find_method
+from fedsa_secure.types import NamedTensors, Role
+
+FEDSA = find_method("fedsa")
+MakeFederation = Callable[..., "Federation"]
+
+
+def one_round(federation, clients: Sequence[int], round_number: int = 1) -> list[ClientResult]:
+    """These clients' first turn, in one stack."""
+    shared = {name: federation.model.initial[name] for name in federation.model.names({Role.A})}
+    turns = [(client, ClientState()) for client in clients]
+    arguments = (FEDSA, federation.config, federation.data, shared, turns, round_number)
+    return train_clients(federation.model, *arguments)
+
+
+def everything(result: ClientResult) -> NamedTensors:
+    """All that a turn leaves behind."""
+    return {**result.shared, **result.state.personal, **result.state.moments}
+
+
+def largest_difference(left: NamedTensors, right: NamedTensors) -> float:
+    assert left.keys() == right.keys()
+    return max((left[name] - right[name]).abs().max().item() for name in left)
+
+
+def test_fifty_steps_agree_in_double_precision(federation: MakeFederation) -> None:
+    made = federation(dtype=torch.float64, local_steps=50)
+    stacked = one_round(made, [0, 1, 2, 3])
+    for client in range(4):
+        [alone] = one_round(made, [client])
+        assert largest_difference(everything(stacked[client]), everything(alone)) < 1e-9
+        assert stacked[client].loss == pytest.approx(alone.loss, abs=1e-9)
+
+
+def test_ten_steps_agree_in_single_precision(federation: MakeFederation) -> None:
+    made = federation(local_steps=10)
+    stacked = one_round(made, [0, 1, 2, 3])
+    for client in range(4):
+        [alone] = one_round(made, [client])
+        # Adam divides by the root of a small moment, so the values are compared, not the moments.
+        left, right = stacked[client], alone
+        assert largest_difference(left.shared, right.shared) < 1e-5
+        assert largest_difference(left.state.personal, right.state.personal) < 1e-5
+
+
+def test_gradients_agree_in_single_precision(federation: MakeFederation) -> None:
+    """One step of plain SGD at rate 1 moves every tensor by its gradient."""
+    options = {"optimizer": "sgd", "learning_rate": 1.0, "max_grad_norm": None, "local_steps": 1}
+    made = federation(**options, schedule="constant")
+    stacked = one_round(made, [0, 1, 2, 3])
+    moved = False
+    for client in range(4):
+        [alone] = one_round(made, [client])
+        assert largest_difference(everything(stacked[client]), everything(alone)) < 1e-5
+        moved |= largest_difference(alone.state.personal, stacked[0].state.personal) > 1e-3
+    assert moved  # different clients do end at different places
+
+
+@pytest.mark.parametrize("per_pass", [1, 2, 4])
+def test_runs_with_partial_participation_agree(federation: MakeFederation, per_pass: int) -> None:
+    made = federation((40, 9, 25, 60), dtype=torch.float64, participation=0.75, rounds=4)
+    whole = made.simulate("whole", clients_per_pass=3)
+    parts = made.simulate("parts", clients_per_pass=per_pass)
+    assert {r.clients for r in whole.records} == {r.clients for r in parts.records}
+    assert len({r.clients for r in whole.records}) > 1  # not always the same three
+    for client in range(4):
+        difference = largest_difference(whole.client_tensors(client), parts.client_tensors(client))
+        assert difference < 1e-9
+
+
+def drawn(made, monkeypatch: pytest.MonkeyPatch, groups: Sequence[Sequence[int]]) -> dict:
+    """What each client drew: rows of every step, and dropout keys of its real tokens."""
+    seen: dict[int, list] = {}
+    current: list[int] = []
+
+    def spy_collate(rows: EncodedRows, segments: list[np.ndarray], device: torch.device) -> Batch:
+        for client, segment in zip(current, segments, strict=True):
+            seen.setdefault(client, []).append(segment.tolist())
+        return collate(rows, segments, device)
+
+    original = local_training.dropout_keys
+
+    def spy_keys(batch: Batch, clients: Sequence[int], *rest: object) -> torch.Tensor:
+        keys = original(batch, clients, *rest)
+        visible = batch.inputs["attention_mask"].bool() & batch.real.reshape(-1, 1)
+        by_client = keys.view(len(clients), -1), visible.view(len(clients), -1)
+        for client, k, v in zip(clients, *by_client, strict=True):
+            seen[client].append(k[v].tolist())
+        return keys
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local_training, "collate", spy_collate)
+        patch.setattr(local_training, "dropout_keys", spy_keys)
+        for group in groups:
+            current[:] = group
+            one_round(made, group, round_number=2)
+    return seen
+
+
+def test_draws_do_not_depend_on_stacking_or_order(
+    federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = federation()
+    together = drawn(made, monkeypatch, [[0, 1, 2, 3]])
+    assert together == drawn(made, monkeypatch, [[3, 1, 0, 2]])
+    assert together == drawn(made, monkeypatch, [[2, 0], [3, 1]])
+    assert together == drawn(made, monkeypatch, [[3], [2], [1], [0]])
+    assert together[0] != together[3]

@@ -1,0 +1,47 @@
+"""Imports the library once, then forks a child for every line on standard input.
+
+A line is JSON: ``["train", {options}]`` or ``["resume", {"path": …}]``, with a delay in seconds
+after which the child is killed with SIGKILL, or null. Answers one line: exit status and seconds.
+
+Started as a process of its own, because only a process that has not computed anything yet may fork
+safely with torch, and because importing torch for every kill would take most of the time.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+from fedsa_secure.runtimes import api
+
+ACTIONS = {"train": api.train, "resume": api.resume}
+
+
+def child(action: str, options: dict) -> None:
+    try:
+        ACTIONS[action](**options)
+    except BaseException as error:  # the child must not return into the loop of its parent
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def main() -> None:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        action, options, delay = json.loads(line)
+        begun = time.perf_counter()
+        pid = os.fork()
+        if pid == 0:
+            child(action, options)
+        if delay is not None:
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        answer = [os.waitstatus_to_exitcode(status), time.perf_counter() - begun]
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

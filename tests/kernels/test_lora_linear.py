@@ -1,0 +1,225 @@
+"""The op `lora_linear` against plain autograd in float64."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from jaxtyping import config as jaxtyping_config
+from torch import Tensor
+
+from fedsa_kernels import keep_mask, lora_linear
+
+D_IN, D_OUT, RANK, SCALING, P = 37, 23, 5, 1.7, 0.3
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+@dataclass(frozen=True)
+class Case:
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    A: Tensor
+    B: Tensor
+    keys: Tensor | None = None
+
+    def run(self, op=lora_linear) -> Tensor:
+        p = 0.0 if self.keys is None else P
+        inputs = (self.x, self.weight, self.bias, self.A, self.B, SCALING)
+        return op(*inputs, dropout=p, keys=self.keys)
+
+
+def make_case(
+    *,
+    clients: int = 3,
+    shape: Sequence[int] = (6, 7),
+    bias: bool = True,
+    dropout: bool = False,
+    dtype: torch.dtype = torch.float64,
+    needs: Sequence[bool] = (True, True, True),
+) -> Case:
+    """Random inputs; `needs` says which of x, A and B want a gradient."""
+    stream = torch.Generator().manual_seed(1)
+
+    def draw(*sizes: int, needed: bool = False) -> Tensor:
+        values = torch.randn(*sizes, generator=stream, dtype=torch.float64)
+        return values.to(dtype).requires_grad_(needed)
+
+    keys = torch.randint(-(2**31), 2**31, tuple(shape), generator=stream, dtype=torch.int32)
+    return Case(
+        x=draw(*shape, D_IN, needed=needs[0]),
+        weight=draw(D_OUT, D_IN),
+        bias=draw(D_OUT) if bias else None,
+        A=draw(clients, RANK, D_IN, needed=needs[1]),
+        B=draw(clients, D_OUT, RANK, needed=needs[2]),
+        keys=keys if dropout else None,
+    )
+
+
+def plain(case: Case) -> tuple[Tensor, list[Tensor]]:
+    """y and the gradients of sum(y²) for x, A, B, from the formula, client by client."""
+    x, A, B = (t.detach().double().requires_grad_() for t in (case.x, case.A, case.B))
+    flat = x.reshape(-1, D_IN)
+    dropped = flat
+    if case.keys is not None:
+        dropped = flat * keep_mask(case.keys.reshape(-1), D_IN, P) / (1 - P)
+    bias = 0.0 if case.bias is None else case.bias.double()
+    size = len(flat) // len(A)
+    segments = []
+    for c in range(len(A)):
+        rows = slice(c * size, (c + 1) * size)
+        update = B[c] @ A[c]
+        frozen = flat[rows] @ case.weight.double().T + bias
+        segments.append(frozen + SCALING * dropped[rows] @ update.T)
+    y = torch.cat(segments).reshape(*x.shape[:-1], D_OUT)
+    return y.detach(), list(torch.autograd.grad(y.square().sum(), (x, A, B)))
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Largest error within tolerance times the largest expected value."""
+    assert actual.shape == expected.shape
+    error = (actual.detach().double() - expected).abs().max()
+    assert error <= tolerance * expected.abs().max()
+
+
+@pytest.fixture
+def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checker of these tests cannot be compiled, and takes a symbolic size for a mistake."""
+    monkeypatch.setattr(jaxtyping_config, "jaxtyping_disable", True)
+
+
+@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("shape", [(12,), (6, 7), (3, 2, 5)], ids=["R12", "R6-T7", "R3-S2-T5"])
+@pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+def test_output_and_all_gradients_equal_plain_autograd(dtype, clients, shape, bias, dropout):
+    case = make_case(clients=clients, shape=shape, bias=bias, dropout=dropout, dtype=dtype)
+    expected, gradients = plain(case)
+    y = case.run()
+    assert y.dtype == dtype
+    assert_near(y, expected, TOLERANCE[dtype])
+    actual = torch.autograd.grad(y.square().sum(), (case.x, case.A, case.B))
+    for ours, theirs in zip(actual, gradients, strict=True):
+        assert ours.dtype == dtype
+        assert_near(ours, theirs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
+@pytest.mark.parametrize("view", ["strided features", "swapped row and token", "sliced tokens"])
+def test_x_may_be_a_view(view, clients):
+    case = make_case(clients=clients, dropout=True)
+    rows, tokens = 6, 7
+    if view == "strided features":
+        x = torch.randn(rows, tokens, 2 * D_IN, dtype=torch.float64)[..., ::2]
+    elif view == "swapped row and token":
+        x = torch.randn(tokens, rows, D_IN, dtype=torch.float64).transpose(0, 1)
+    else:
+        x = torch.randn(rows, 2 * tokens, D_IN, dtype=torch.float64)[:, 3 : 3 + tokens]
+    assert not x.is_contiguous()
+    case = replace(case, x=x.requires_grad_())
+    expected, gradients = plain(case)
+    y = case.run()
+    assert_near(y, expected, 1e-12)
+    actual = torch.autograd.grad(y.square().sum(), (case.x, case.A, case.B))
+    for ours, theirs in zip(actual, gradients, strict=True):
+        assert_near(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
+def test_gradient_may_come_in_as_a_view(clients):
+    """The gradient of a sum is one number expanded over y, with strides of zero."""
+    case = make_case(clients=clients)
+    ours = torch.autograd.grad(case.run().sum(), (case.x, case.A, case.B))
+    dense = torch.ones(6, 7, D_OUT, dtype=torch.float64)
+    theirs = torch.autograd.grad(case.run(), (case.x, case.A, case.B), dense)
+    for actual, expected in zip(ours, theirs, strict=True):
+        assert_near(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
+@pytest.mark.parametrize("needs", itertools.product([True, False], repeat=3))
+def test_frozen_inputs_get_no_gradient_and_change_no_other(needs, dropout):
+    case = make_case(needs=needs, dropout=dropout)
+    expected, gradients = plain(case)
+    y = case.run()
+    assert_near(y, expected, 1e-12)
+    assert y.requires_grad == any(needs)
+    if not any(needs):
+        return
+    y.square().sum().backward()
+    for tensor, needed, gradient in zip((case.x, case.A, case.B), needs, gradients, strict=True):
+        if needed:
+            assert_near(tensor.grad, gradient, 1e-12)
+        else:
+            assert tensor.grad is None
+
+
+def test_weight_and_bias_are_frozen():
+    case = make_case()
+    case.weight.requires_grad_()
+    case.bias.requires_grad_()
+    case.run().sum().backward()
+    assert case.weight.grad is None
+    assert case.bias.grad is None
+
+
+@pytest.mark.parametrize("clients", [1, 2], ids=["C1", "C2"])
+@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
+def test_gradients_equal_finite_differences(clients, dropout):
+    case = make_case(clients=clients, shape=(2, 2), dropout=dropout)
+    weight, A, B = case.weight[:4], case.A, case.B[:, :4].detach().requires_grad_()
+
+    def op(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        p = P if dropout else 0.0
+        return lora_linear(x, weight, None, A, B, SCALING, dropout=p, keys=case.keys)
+
+    assert torch.autograd.gradcheck(op, (case.x, A, B))
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize(
+    "needs", [(True, True, True), (False, True, True), (False, False, True), (False, False, False)]
+)
+@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
+@pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
+def test_op_keeps_the_rules_of_torch_library(clients, dropout, needs):
+    case = make_case(clients=clients, shape=(6,), bias=not dropout, dropout=dropout, needs=needs)
+    inputs = (case.x, case.weight, case.bias, case.A, case.B, SCALING, P, case.keys)
+    torch.library.opcheck(torch.ops.fedsa.lora_linear.default, inputs)
+
+
+def test_rows_that_do_not_split_over_clients_are_refused():
+    case = make_case(clients=3, shape=(7,))
+    with pytest.raises(ValueError, match="7 rows do not split into 3 client segments"):
+        case.run()
+
+
+@pytest.mark.parametrize("given", ["no keys", "p is zero"])
+def test_dropout_is_off_without_keys_or_probability(given):
+    case = make_case(dropout=True)
+    p, keys = (P, None) if given == "no keys" else (0.0, case.keys)
+    y = lora_linear(case.x, case.weight, case.bias, case.A, case.B, SCALING, dropout=p, keys=keys)
+    assert torch.equal(y, replace(case, keys=None).run())
+
+
+def test_gradients_of_clients_do_not_mix():
+    case = make_case(clients=3)
+    case.run()[2:4].sum().backward()  # the rows of client 1
+    for factor in (case.A, case.B):
+        assert torch.count_nonzero(factor.grad[[0, 2]]) == 0
+        assert torch.count_nonzero(factor.grad[1]) > 0
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
+def test_compiled_op_gives_the_same_result(dropout):
+    case = make_case(dropout=dropout)
+    compiled = torch.compile(lora_linear, fullgraph=True, backend="aot_eager")
+    results = []
+    for op in (lora_linear, compiled):
+        y = case.run(op)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (case.x, case.A, case.B))])
+    for eager, ours in zip(*results, strict=True):
+        assert torch.equal(eager, ours)
