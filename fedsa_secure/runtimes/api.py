@@ -1,6 +1,7 @@
 """``train``, ``resume``, ``evaluate`` and ``load``: what users call."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,16 @@ from transformers import PreTrainedModel
 from fedsa_secure.adapters import AdaptedModel, LoRASettings, attach, load_pretrained
 from fedsa_secure.adapters.pretrained import load_tokenizer
 from fedsa_secure.config import TrainConfig
-from fedsa_secure.data import FederatedData, divide, encode_division
-from fedsa_secure.errors import CheckpointError, ConfigError
+from fedsa_secure.data import FederatedData, collate, divide, encode_division
+from fedsa_secure.errors import AdapterError, CheckpointError, ConfigError
 from fedsa_secure.federation.observer import Observer, TensorBoard
 from fedsa_secure.federation.run import Run
 from fedsa_secure.federation.run_folder import OBJECT, RunFolder, RunSummary
 from fedsa_secure.federation.stacking import clients_per_pass
 from fedsa_secure.methods import find_method
 from fedsa_secure.runtimes.simulation import Simulation
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,32 @@ def _prepare(given: _Given, config: TrainConfig) -> _Prepared:
     adapted = _attach(model, config, device)
     config = config.replace(
         clients=len(data.shards),
-        clients_per_pass=clients_per_pass(config, data, device),
+        clients_per_pass=_clients_per_pass(config, adapted, data),
         text_column=division.pool.texts,
     )
     return _Prepared(config, adapted, data, tokenizer)
+
+
+def _clients_per_pass(config: TrainConfig, model: AdaptedModel, data: FederatedData) -> int:
+    """Resolve the option, and try a stack of two: some models cannot be stacked at all.
+
+    Raises:
+        AdapterError: if the model cannot be stacked and the user asked for it by number.
+    """
+    wanted = clients_per_pass(config, data, model.device)
+    if wanted == 1:
+        return 1
+    row = data.shards[0].train[:1]
+    model.load([{}, {}], trained=())
+    try:
+        with torch.no_grad():
+            model(collate(data.rows, [row, row], model.device).inputs)
+    except AdapterError as error:
+        if config.clients_per_pass != "auto":
+            raise
+        _log.info("clients_per_pass is 1: %s", error)
+        return 1
+    return wanted
 
 
 def _simulate(

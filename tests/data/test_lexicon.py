@@ -5,11 +5,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import load_pool
 from fedsa_secure.data.lexicon import load_lexicon
 from fedsa_secure.errors import MissingExtraError
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    return load_lexicon()
 
 
 def ratings() -> list[tuple[str, float]]:
@@ -24,8 +30,7 @@ def ratings() -> list[tuple[str, float]]:
     return rows
 
 
-def test_label_is_the_sign_of_the_raters_mean():
-    rows = load_lexicon()
+def test_label_is_the_sign_of_the_raters_mean(rows):
     names = rows.features["label"].names
     assert names == ["negative", "positive"]
     expected = Counter(
@@ -40,13 +45,12 @@ def test_label_is_the_sign_of_the_raters_mean():
 @pytest.mark.parametrize(
     ("word", "label"), [("good", 1), ("happy", 1), ("foolish", 0), ("terrible", 0)]
 )
-def test_known_words_have_their_label(word, label):
-    rows = load_lexicon()
+def test_known_words_have_their_label(rows, word, label):
     assert [row["label"] for row in rows if row["text"] == word] == [label]
 
 
-def test_words_of_one_stem_share_their_group():
-    stems = {row["text"]: row["stem"] for row in load_lexicon()}
+def test_words_of_one_stem_share_their_group(rows):
+    stems = {row["text"]: row["stem"] for row in rows}
     assert stems["foolish"] == stems["foolishly"] == stems["foolishness"] == "fool"
     assert stems["lol"] == "lol"
     assert stems["happy"] != stems["hardy"]

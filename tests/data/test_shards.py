@@ -23,11 +23,14 @@ def make_pool(labels: np.ndarray, groups: np.ndarray | None = None) -> Pool:
 @st.composite
 def clients_rows(draw: st.DrawFn) -> tuple[Pool, np.ndarray]:
     """A pool with classes of unequal size, and a client that has some of its rows."""
-    skew = draw(st.lists(st.integers(0, 6), min_size=1, max_size=20))
-    labels = np.asarray(draw(st.lists(st.sampled_from(skew), min_size=1, max_size=60)))
-    size = draw(st.integers(1, len(labels)))
-    rows = draw(st.permutations(range(len(labels))))[:size]
-    return make_pool(labels), np.sort(np.asarray(rows))
+    own, others = (
+        np.asarray(draw(st.lists(st.integers(0, 25), min_size=3, max_size=3))) + extra
+        for extra in ([1, 0, 0], [0, 0, 0])
+    )
+    labels = np.concatenate([np.repeat(np.arange(3), own), np.repeat(np.arange(3), others)])
+    stream = np.random.default_rng(draw(st.integers(0, 1000)))
+    order = stream.permutation(len(labels))
+    return make_pool(labels[order]), np.flatnonzero(order < own.sum())
 
 
 splits = {
@@ -71,6 +74,15 @@ def test_no_client_is_tested_on_a_class_that_it_has_not_seen(**split):
     shard, labels = split_or_none(**split), split["case"][0].labels
     if shard is not None:
         assert set(labels[shard.test]) <= set(labels[shard.train])
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("counts", [(2, 38), (16, 2, 13, 23), (2, 2, 40)])
+def test_rare_class_keeps_a_row_in_train_however_large_the_test(counts, fraction):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    for seed in range(20):
+        shard = split_shard(make_pool(labels), np.arange(len(labels)), 0, fraction, seed)
+        assert set(labels[shard.train]) == set(labels)
 
 
 @given(**splits)
@@ -242,7 +254,7 @@ def test_fingerprint_changes_with_every_text_label_and_assignment(tiny_tokenizer
     assert len(others) == 4
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**63 - 1), fraction=st.floats(0.1, 0.5))
 def test_divided_clients_are_never_tested_on_an_unseen_class(seed, fraction):
     config = TrainConfig(

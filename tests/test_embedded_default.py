@@ -1,0 +1,44 @@
+"""The embedded default: real pretrained weights, real words, no network."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+
+import fedsa_secure
+from fedsa_secure.adapters.pretrained import load_pretrained
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the embedded default reached for a network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_few_rounds_of_the_default_learn(tmp_path: Path) -> None:
+    """Fewer clients than by default, and balanced ones, so that the majority is no answer."""
+    run = fedsa_secure.train(
+        output_dir=str(tmp_path / "run"), rounds=6, local_steps=8, clients=3, partition="iid"
+    )
+    assert run.accuracy > run.majority + 0.1
+    assert run.common_accuracy > 0.6
+    words = ["wonderful", "horrible"]
+    assert run.clients[0].predict(words) == ["positive", "negative"]
+    base, _ = load_pretrained("minilm", labels=2, seed=0)
+    adapted = PeftModel.from_pretrained(base, run.path / "adapters" / "client-00000")
+    assert adapted.peft_config["default"].r == run.config.rank
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_network")
+def test_the_default_beats_the_majority_class(tmp_path: Path) -> None:
+    run = fedsa_secure.train(output_dir=str(tmp_path / "run"))
+    assert len(run.clients) == 10
+    assert run.accuracy > run.majority + 0.05
+    assert run.common_accuracy > 0.6
