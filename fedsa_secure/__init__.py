@@ -8,6 +8,7 @@ from fedsa_secure.errors import (
     AdapterError,
     CheckpointError,
     ConfigError,
+    DivergedError,
     FedSAError,
     MissingExtraError,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "Client",
     "ConfigError",
+    "DivergedError",
     "FedSAError",
     "MissingExtraError",
     "Run",

@@ -82,7 +82,9 @@ class TrainConfig(BaseModel):
     local_steps: int = Field(5, ge=1, description="optimizer steps of a client in a round")
     batch_size: int = Field(16, ge=1, description="rows in a step")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="local optimizer")
-    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
+    learning_rate: float = Field(
+        4e-3, gt=0, description="peak learning rate; the default suits small models with adamw"
+    )
     head_learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate of the head (default: learning_rate)"
     )

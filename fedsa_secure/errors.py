@@ -4,6 +4,7 @@ FedSAError
   ConfigError         an option, a column or a file the caller named is wrong (also ValueError)
   AdapterError        the adapter does not fit the model it is attached to
   CheckpointError     a run folder is unreadable, foreign or cannot be written
+  DivergedError       a client's training left the finite numbers
   MissingExtraError   an optional dependency is not installed (also ImportError)
 """
 
@@ -35,6 +36,10 @@ class AdapterError(FedSAError):
 
 class CheckpointError(FedSAError):
     """A run folder cannot be read, does not belong to this run, or cannot be written."""
+
+
+class DivergedError(FedSAError):
+    """A client's loss or update is not finite; nothing of that round is kept."""
 
 
 class MissingExtraError(FedSAError, ImportError):

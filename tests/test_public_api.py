@@ -18,6 +18,7 @@ def test_public_names() -> None:
         "CheckpointError",
         "Client",
         "ConfigError",
+        "DivergedError",
         "FedSAError",
         "MissingExtraError",
         "Run",

@@ -1,5 +1,7 @@
 """Divide a pool over clients, with the partitioners of ``flwr-datasets``."""
 
+import copy
+
 import numpy as np
 from flwr_datasets.partitioner import (
     DirichletPartitioner,
@@ -36,7 +38,14 @@ def partition(
     Raises:
         ConfigError: if the division is impossible, with rows, clients and the remedy.
     """
-    partitioner = _build(pool, spec, clients, seed) if isinstance(spec, str) else spec
+    if isinstance(spec, str):
+        partitioner = _build(pool, spec, clients, seed)
+    elif spec.is_dataset_assigned():
+        raise ConfigError(
+            "partition", "this partitioner already holds a data set", "give it as it was made"
+        )
+    else:
+        partitioner = copy.copy(spec)  # so that the user's own can be given again
     # Partitioners see their own copy of the labels, whatever the user's column is called.
     extra = {_LABEL: pool.labels.tolist(), _ROW: list(range(len(pool)))}
     try:

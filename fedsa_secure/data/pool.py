@@ -108,6 +108,14 @@ def _read(
     if len(rows) == 0:
         raise ConfigError("dataset", "the split has no rows", "choose another split")
     texts = _text_columns(rows, config)
+    for column in texts:
+        empty = [row for row, text in enumerate(rows[column]) if text is None]
+        if empty:
+            raise ConfigError(
+                "text_column",
+                f"column {column!r} has no text in {len(empty)} rows, first in row {empty[0]}",
+                "leave those rows out",
+            )
     label_column = config.label_column or "label"
     _require(rows, "label_column", label_column)
     labels, label_names = _labels(rows, label_column, names)

@@ -1,6 +1,7 @@
 """The simulator: all clients of a federation on one machine, many of them in one forward pass."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from fedsa_secure.adapters import AdaptedModel, save_peft_adapter
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import FederatedData
-from fedsa_secure.errors import CheckpointError
+from fedsa_secure.errors import CheckpointError, DivergedError
 from fedsa_secure.federation.aggregation import sum_updates
 from fedsa_secure.federation.checkpoint import StateStore
 from fedsa_secure.federation.encoding import Layout
@@ -184,9 +185,16 @@ class Simulation:
                 round_number,
             )
             for result in results:
+                vector = self._layout.encode(difference(result.shared, self._shared))
+                if not (math.isfinite(result.loss) and bool(vector.isfinite().all())):
+                    raise DivergedError(
+                        f"client {result.client} diverged in round {round_number}: its loss or its "
+                        "update is not finite; train again with a lower learning_rate, or set "
+                        "max_grad_norm"
+                    )
                 self._store.put(result.client, result.state, round_number)
                 losses.append(result.loss)
-                yield self._layout.encode(difference(result.shared, self._shared))
+                yield vector
 
     def _record(
         self,

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 import fedsa_secure
 from fedsa_secure import CheckpointError, ConfigError, TrainConfig
-from fedsa_secure.federation.history import RoundRecord, RoundTiming
+from fedsa_secure.federation.history import History, RoundRecord, RoundTiming
 from fedsa_secure.federation.run import Run
 
 SMALL = {
@@ -156,6 +156,30 @@ def test_local_folders_are_enough(
     assert fedsa_secure.resume(run.path).metrics == run.metrics
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=3)
     assert PeftModel.from_pretrained(base, run.path / "adapters" / "client-00002") is not None
+
+
+def test_a_partitioner_can_be_given_twice_but_not_in_use(
+    train: Any, small_dataset: Any, tmp_path: Path
+) -> None:
+    partitioner = IidPartitioner(num_partitions=3)
+    runs = [train(partition=partitioner, output_dir=str(tmp_path / name)) for name in "ab"]
+    assert runs[0].metrics == runs[1].metrics
+    partitioner.dataset = small_dataset(rows=20)
+    with pytest.raises(ConfigError, match="already holds a data set"):
+        train(partition=partitioner)
+
+
+def test_training_that_diverges_is_refused_and_not_kept(train: Any, tmp_path: Path) -> None:
+    with pytest.raises(fedsa_secure.DivergedError, match="client 0 diverged in round .*learning"):
+        train(optimizer="sgd", learning_rate=1e30, max_grad_norm=None, rounds=4)
+    assert all(np.isfinite(record.loss) for record in History(tmp_path / "run").records())
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_rows_without_text_are_refused(train: Any) -> None:
+    rows = Dataset.from_dict({"text": ["w1", None] * 20, "label": [0, 1] * 20})
+    with pytest.raises(ConfigError, match="no text in 20 rows, first in row 1"):
+        train(dataset=rows)
 
 
 class StopAfter:
