@@ -189,8 +189,7 @@ class Simulation:
                 if not (math.isfinite(result.loss) and bool(vector.isfinite().all())):
                     raise DivergedError(
                         f"client {result.client} diverged in round {round_number}: its loss or its "
-                        "update is not finite; train again with a lower learning_rate, or set "
-                        "max_grad_norm"
+                        "update is not finite; take a lower learning_rate, or use max_grad_norm"
                     )
                 self._store.put(result.client, result.state, round_number)
                 losses.append(result.loss)
