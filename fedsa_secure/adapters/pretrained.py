@@ -33,7 +33,10 @@ def load_pretrained(name: str, labels: int, seed: int) -> tuple[Any, Any]:
         MissingExtraError: if the embedded model is asked for and not installed.
     """
     source = str(_embedded_folder()) if name == EMBEDDED else name
-    loud = transformers_logging.get_verbosity()
+    loud, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
     transformers_logging.set_verbosity_error()  # "newly initialized" is what we want for a head
     transformers_logging.disable_progress_bar()
     try:
@@ -53,7 +56,8 @@ def load_pretrained(name: str, labels: int, seed: int) -> tuple[Any, Any]:
         ) from error
     finally:
         transformers_logging.set_verbosity(loud)
-        transformers_logging.enable_progress_bar()
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def load_tokenizer(name: str) -> Any:

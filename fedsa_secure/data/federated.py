@@ -119,8 +119,13 @@ def _hold_out(pool: Pool, config: TrainConfig) -> tuple[Pool, Pool | None]:
         held = np.isin(np.arange(len(pool)), _balanced_rows(pool.labels, size, config.seed))
     else:
         held = choose_groups(pool.groups, size / len(pool), config.seed, "common groups")
-    common = _select(pool, np.flatnonzero(held))
-    return _select(pool, np.flatnonzero(~held)), _balanced(common, config)
+    if len(np.unique(pool.labels[held])) < len(np.unique(pool.labels)):
+        return pool, None  # the chosen groups lack a class
+    common = _balanced(_select(pool, np.flatnonzero(held)), config)
+    left_out = int(held.sum()) - len(common or ())
+    if left_out:
+        _log.info("%d rows left out: their groups are those of the common test", left_out)
+    return _select(pool, np.flatnonzero(~held)), common
 
 
 def _balanced(pool: Pool, config: TrainConfig) -> Pool | None:

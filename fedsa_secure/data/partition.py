@@ -45,7 +45,7 @@ def partition(
             "partition", "this partitioner already holds a data set", "give it as it was made"
         )
     else:
-        partitioner = copy.copy(spec)  # so that the user's own can be given again
+        partitioner = copy.deepcopy(spec)  # so that the user's own can be given again
     # Partitioners see their own copy of the labels, whatever the user's column is called.
     extra = {_LABEL: pool.labels.tolist(), _ROW: list(range(len(pool)))}
     try:
@@ -58,7 +58,7 @@ def partition(
                 np.sort(np.asarray(partitioner.load_partition(k)[_ROW], dtype=np.int64))
                 for k in range(partitioner.num_partitions)
             ]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise _refused(pool, spec, clients, str(error).split("\n")[0]) from error
     if clients is not None and len(shards) != clients:
         raise ConfigError(
@@ -66,6 +66,9 @@ def partition(
             f"the partition has {len(shards)} clients, but {clients} were asked for",
             f"set clients={len(shards)} or leave it out",
         )
+    held = sum(len(shard) for shard in shards)
+    if isinstance(spec, str) and held != len(pool):
+        raise _refused(pool, spec, clients, f"{len(pool) - held} rows would be no client's")
     for k, shard in enumerate(shards):
         if len(shard) < MIN_ROWS:
             reason = f"client {k} would have {len(shard)} rows, and {MIN_ROWS} are needed"
@@ -94,6 +97,8 @@ def _build(pool: Pool, spec: str, clients: int | None, seed: int) -> Partitioner
             num_partitions=count,
             partition_by=_LABEL,
             num_classes_per_partition=int(_number(spec, argument, int)),
+            # "random" may leave a class to no client, whose rows would be lost without a word
+            class_assignment_mode="first-deterministic",
             seed=own_seed,
         )
     if kind == "column" and argument:
@@ -102,6 +107,10 @@ def _build(pool: Pool, spec: str, clients: int | None, seed: int) -> Partitioner
                 "partition",
                 f"the data set has no column {argument!r}",
                 did_you_mean(argument, pool.rows.column_names),
+            )
+        if any(value is None for value in pool.rows[argument]):
+            raise ConfigError(
+                "partition", f"column {argument!r} has empty values", "leave those rows out"
             )
         return NaturalIdPartitioner(partition_by=argument)
     raise ConfigError("partition", f"cannot read {spec!r}", did_you_mean(spec, _SPECS))
@@ -134,7 +143,7 @@ def _number(spec: str, argument: str, kind: type[int] | type[float]) -> float:
             f"{spec!r} needs a positive {'number' if kind is float else 'whole number'} after ':'",
             did_you_mean(spec, _SPECS),
         )
-    return value
+    return float(value)
 
 
 def _refused(pool: Pool, spec: object, clients: int | None, reason: str) -> ConfigError:

@@ -68,7 +68,7 @@ def load_pool(source: str | Dataset | DatasetDict, config: TrainConfig) -> tuple
     common = _read(splits[common_split], config, None, pool.label_names)
     unseen = set(common.labels.tolist()) - set(pool.labels.tolist())
     if unseen:
-        names = ", ".join(repr(common.label_names[k]) for k in sorted(unseen))
+        names = ", ".join(repr(pool.label_names[k]) for k in sorted(unseen))
         raise ConfigError(
             "label_column",
             f"label {names} occurs only in split {common_split!r} and not in {config.split!r}",
@@ -162,7 +162,9 @@ def _labels(
             raise ConfigError(
                 "label_column", f"column {column!r} has hidden labels (-1)", "choose another split"
             )
-        return np.asarray(values, dtype=np.int64), tuple(feature.names)
+        if names is None or names == tuple(feature.names):
+            return np.asarray(values, dtype=np.int64), tuple(feature.names)
+        values = [feature.names[value] for value in values]  # declared in another order
     if isinstance(values[0], float):
         raise ConfigError(
             "label_column", f"column {column!r} holds real numbers, not classes", "name another"

@@ -43,13 +43,16 @@ def split_shard(pool: Pool, rows: np.ndarray, client: int, fraction: float, seed
     stream = numpy_stream(seed, "train/test", client)
     if strata == 0 or len(splittable) < 2:
         raise _no_test(client, len(rows))
+    own = pool.labels[splittable]
+    train, test = _few(own, size, stream)
     if strata <= size <= len(splittable) - strata:
         splitter = StratifiedShuffleSplit(
             n_splits=1, test_size=size, random_state=int(stream.integers(2**31))
         )
-        train, test = next(splitter.split(splittable, pool.labels[splittable]))
-    else:  # too few rows for one of every class on both sides: keep every class in train
-        train, test = _few(pool.labels[splittable], size, stream)
+        stratified = next(splitter.split(splittable, own))
+        # With few rows of a class, rounding can put all of them to the test.
+        if len(np.unique(own[stratified[0]])) == strata:
+            train, test = stratified
     return Shard(np.sort(np.concatenate([splittable[train], kept])), np.sort(splittable[test]))
 
 

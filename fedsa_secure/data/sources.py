@@ -12,6 +12,8 @@ from datasets.exceptions import DatasetGenerationError
 from fedsa_secure.data.lexicon import NAME, load_lexicon
 from fedsa_secure.errors import ConfigError
 
+# pandas reads the words NA, null and None as missing values; here only an empty field is one.
+_CSV = {"keep_default_na": False, "na_values": [""]}
 _BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
 
 
@@ -65,12 +67,15 @@ def _is_path(source: str) -> bool:
 
 def _open_path(path: Path, subset: str | None) -> Dataset | DatasetDict:
     if path.is_file():
-        options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
         if path.suffix not in _BUILDERS:
             raise ValueError(f"unknown kind of file {path.suffix!r}")
-        return load_dataset(_BUILDERS[path.suffix], data_files=str(path), **options)
+        builder = _BUILDERS[path.suffix]
+        options = _CSV if builder == "csv" else {}
+        if path.suffix == ".tsv":
+            options = {**options, "delimiter": "\t"}
+        return load_dataset(builder, data_files=str(path), **options)
     if not path.is_dir():
         raise FileNotFoundError(f"no such file or folder: {path}")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return load_from_disk(str(path))
-    return load_dataset(str(path), subset)
+    return load_dataset(str(path), subset, **(_CSV if any(path.rglob("*.csv")) else {}))

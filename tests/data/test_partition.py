@@ -127,7 +127,7 @@ def test_number_of_clients_is_ten_unless_given():
     assert len(partition(make_pool(), "iid", None, 0)) == DEFAULT_CLIENTS == 10
 
 
-@pytest.mark.parametrize(
+OWN = pytest.mark.parametrize(
     "own",
     [
         lambda: IidPartitioner(3),
@@ -137,12 +137,30 @@ def test_number_of_clients_is_ten_unless_given():
     ],
     ids=["iid", "dirichlet", "pathological", "natural-id"],
 )
+
+
+@OWN
 @pytest.mark.parametrize("clients", [None, 3])
 def test_own_partitioner_divides_by_the_users_columns(own, clients):
     pool = make_pool()
     shards = partition(pool, own(), clients, 0)
     assert len(shards) == 3
     assert_each_row_once(shards, len(pool))
+
+
+@OWN
+def test_own_partitioner_can_be_given_again(own):
+    pool, partitioner = make_pool(), own()
+    first, second = (partition(pool, partitioner, None, 0) for _ in range(2))
+    assert_each_row_once(second, len(pool))
+    assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+def test_partitioner_that_already_holds_a_data_set_is_refused():
+    partitioner = IidPartitioner(3)
+    partitioner.dataset = make_pool().rows
+    with pytest.raises(ConfigError, match="already holds a data set"):
+        partition(make_pool(), partitioner, None, 0)
 
 
 def test_pool_is_not_changed_by_its_division():
@@ -189,7 +207,7 @@ def test_column_with_missing_values_is_refused():
         {"text": ["a"] * 6, "label": [0, 1] * 3, "site": ["x", "x", "y", "y", None, None]}
     )
     pool = load_pool(data, TrainConfig())[0]
-    with pytest.raises(ConfigError, match="column:site"):
+    with pytest.raises(ConfigError, match="column .site. has empty values"):
         partition(pool, "column:site", None, 0)
 
 

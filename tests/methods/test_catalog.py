@@ -93,3 +93,9 @@ def test_unknown_method_is_refused_with_the_nearest_name():
 def test_methods_cannot_be_changed():
     with pytest.raises(AttributeError):
         METHODS["fedsa"].shared = frozenset(Role)
+
+
+def test_shared_head_can_still_be_frozen():
+    assert METHODS["fedsa"].with_head("shared").with_head("frozen") == find_method(
+        "fedsa", "frozen"
+    )

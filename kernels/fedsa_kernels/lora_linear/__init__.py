@@ -100,6 +100,10 @@ def lora_linear(
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
+    if torch.is_autocast_enabled(x.device.type):  # an op of our own is not on autocast's list
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, A, B = x.to(dtype), weight.to(dtype), A.to(dtype), B.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     flat = x.reshape(-1, x.shape[-1])
     if flat.shape[0] % A.shape[0]:
         raise ValueError(
