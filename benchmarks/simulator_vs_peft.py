@@ -16,15 +16,14 @@ import argparse
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from record import RESULTS, append_row, environment
-from rich.console import Console
-from rich.table import Table
+from record import RESULTS, append_row, environment, write_block
 
 from fedsa_secure import TrainConfig
 from fedsa_secure.adapters import LoRASettings, attach, load_pretrained, peft_config, peft_state
@@ -180,18 +179,21 @@ def measure(
 def main() -> None:
     """Measure the table, print it, and append it to the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=8)
     arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", module="peft|transformers")  # on names and deprecations
     shapes = [(batch, length, p) for p in (0.0, 0.05) for batch in (8, 32) for length in (16, 64)]
-    table: Table | None = None
+    rows = []
     for batch, length, dropout in shapes:
         row = measure(batch, length, dropout, arguments.clients, arguments.rounds)
         append_row(RESULTS / "simulator_vs_peft.csv", {**row, **environment()})
-        if table is None:
-            table = Table(*row, title="seconds per round (median) and their ratio")
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+        rows.append(row)
+        print({name: str(value) for name, value in row.items()}, flush=True)
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |"]
+    lines.append("|---" * len(rows[0]) + "|")
+    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
+    write_block(Path(__file__).parent / "README.md", "simulator_vs_peft", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset
-from record import RESULTS, append_row, environment, read_rows
+from record import RESULTS, append_row, environment, read_rows, write_block
 
 import fedsa_secure
 from fedsa_secure.data.lexicon import load_lexicon
@@ -197,10 +197,7 @@ def write_tables(known: dict[str, Setting]) -> None:
         for name, setting in known.items()
         if (own := [row for row in rows if row["setting"] == name])
     ]
-    begin, end = "<!-- utility: begin -->", "<!-- utility: end -->"
-    text = TABLES.read_text(encoding="utf-8")
-    before, after = text.split(begin)[0], text.split(end)[1]
-    TABLES.write_text(before + begin + "\n" + "\n\n".join(parts) + "\n" + end + after, "utf-8")
+    write_block(TABLES, "utility", "\n\n".join(parts))
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def options(**values: object) -> list[str]:
     return [word for pair in pairs for word in pair]
 
 
-def refused(outcome: Outcome, *said: str, at: Path) -> None:
+def check_refused(outcome: Outcome, *said: str, at: Path) -> None:
     """Status 2, one short error that says all of this, and no run folder."""
     assert outcome.status == 2
     message = outcome.error.strip()
@@ -111,19 +111,19 @@ def test_the_default_place_of_a_run(call: Callable[..., Outcome], folders: list[
 
 def test_unknown_option(call: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = call("train", "--learning-rat", "1", "--output-dir", "run")
-    refused(outcome, "--learning-rat", "--learning-rate", at=tmp_path / "run")
+    check_refused(outcome, "--learning-rat", "--learning-rate", at=tmp_path / "run")
 
 
 def test_unknown_option_in_a_file(call: Callable[..., Outcome], tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("learning_rat = 1\n")
     outcome = call("train", "c.toml", "--output-dir", "run")
-    refused(outcome, "learning_rat:", "did you mean 'learning_rate'?", at=tmp_path / "run")
+    check_refused(outcome, "learning_rat:", "did you mean 'learning_rate'?", at=tmp_path / "run")
 
 
 def test_a_file_that_is_not_toml(call: Callable[..., Outcome], tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("rank: 4\n")
-    refused(call("train", "c.toml"), "c.toml is not valid TOML", at=tmp_path / "runs")
-    refused(call("train", "d.toml"), "cannot read d.toml", at=tmp_path / "runs")
+    check_refused(call("train", "c.toml"), "c.toml is not valid TOML", at=tmp_path / "runs")
+    check_refused(call("train", "d.toml"), "cannot read d.toml", at=tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_impossible_value(
     call: Callable[..., Outcome], tmp_path: Path, name: str, value: str, said: str
 ) -> None:
     outcome = call("train", *options(**{name: value}), "--output-dir", "run")
-    refused(outcome, said, at=tmp_path / "run")
+    check_refused(outcome, said, at=tmp_path / "run")
 
 
 def with_option(folders: Sequence[str], **values: object) -> list[str]:
@@ -157,7 +157,7 @@ def test_head_that_cannot_be_shared(
     call: Callable[..., Outcome], folders: list[str], tmp_path: Path
 ) -> None:
     arguments = with_option(folders, method="local", head="shared", output_dir="run")
-    refused(call("train", *arguments), "head", "shares nothing", at=tmp_path / "run")
+    check_refused(call("train", *arguments), "head", "shares nothing", at=tmp_path / "run")
 
 
 def test_unknown_target_module(
@@ -165,7 +165,7 @@ def test_unknown_target_module(
 ) -> None:
     arguments = with_option(folders, target_modules="qeury", output_dir="run")
     outcome = call("train", *arguments)
-    refused(outcome, "no layer 'qeury'", "did you mean 'query'?", at=tmp_path / "run")
+    check_refused(outcome, "no layer 'qeury'", "did you mean 'query'?", at=tmp_path / "run")
 
 
 def test_missing_label_column(
@@ -173,7 +173,7 @@ def test_missing_label_column(
 ) -> None:
     arguments = with_option(folders, label_column="lable", output_dir="run")
     outcome = call("train", *arguments)
-    refused(outcome, "no column 'lable'", "did you mean 'label'?", at=tmp_path / "run")
+    check_refused(outcome, "no column 'lable'", "did you mean 'label'?", at=tmp_path / "run")
 
 
 def test_label_seen_only_in_test(
@@ -186,7 +186,7 @@ def test_label_seen_only_in_test(
         folders, dataset=tmp_path / "data", common_rows=10, output_dir="run", partition="iid"
     )
     outcome = call("train", *arguments)
-    refused(outcome, "label 'ugly' occurs only in", "common_rows=0", at=tmp_path / "run")
+    check_refused(outcome, "label 'ugly' occurs only in", "common_rows=0", at=tmp_path / "run")
 
 
 def test_empty_shard(call: Callable[..., Outcome], folders: list[str], tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_empty_shard(call: Callable[..., Outcome], folders: list[str], tmp_path:
         folders, dataset=tmp_path / "sites.csv", clients=2, partition="column:site"
     )
     outcome = call("train", *arguments, "--output-dir", "run")
-    refused(outcome, "client 1 would have 1 rows", "take fewer clients", at=tmp_path / "run")
+    check_refused(outcome, "client 1 would have 1 rows", "take fewer clients", at=tmp_path / "run")
 
 
 def test_more_clients_than_the_partitioner_can_serve(
@@ -205,23 +205,29 @@ def test_more_clients_than_the_partitioner_can_serve(
     for spec in ("dirichlet:0.05", "iid"):
         arguments = with_option(folders, clients=80, partition=spec, output_dir="run")
         outcome = call("train", *arguments)
-        refused(outcome, "90 rows over 80 clients", "fewer clients", at=tmp_path / "run")
+        check_refused(outcome, "90 rows over 80 clients", "fewer clients", at=tmp_path / "run")
 
 
 def test_clients_that_the_column_does_not_have(
     call: Callable[..., Outcome], folders: list[str], tmp_path: Path
 ) -> None:
     arguments = with_option(folders, clients=5, partition="column:label", output_dir="run")
-    refused(call("train", *arguments), "has 3 clients, but 5", "set clients=3", at=tmp_path / "run")
+    check_refused(
+        call("train", *arguments), "has 3 clients, but 5", "set clients=3", at=tmp_path / "run"
+    )
 
 
 def test_missing_data_and_model(
     call: Callable[..., Outcome], folders: list[str], tmp_path: Path
 ) -> None:
     arguments = with_option(folders, dataset="./rows.jsonl", output_dir="run")
-    refused(call("train", *arguments), "dataset: cannot read './rows.jsonl'", at=tmp_path / "run")
+    check_refused(
+        call("train", *arguments), "dataset: cannot read './rows.jsonl'", at=tmp_path / "run"
+    )
     arguments = with_option(folders, model="no/such-model", output_dir="run")
-    refused(call("train", *arguments), "model: cannot load 'no/such-model'", at=tmp_path / "run")
+    check_refused(
+        call("train", *arguments), "model: cannot load 'no/such-model'", at=tmp_path / "run"
+    )
 
 
 def test_broken_checkpoint(
@@ -245,7 +251,7 @@ def test_broken_checkpoint(
 def test_no_run_folder(call: Callable[..., Outcome], tmp_path: Path) -> None:
     for command in ("resume", "evaluate"):
         outcome = call(command, "nowhere")
-        refused(outcome, "nowhere is not a run folder", at=tmp_path / "nowhere")
+        check_refused(outcome, "nowhere is not a run folder", at=tmp_path / "nowhere")
 
 
 def test_read_only_output_folder(
@@ -262,7 +268,7 @@ def test_read_only_output_folder(
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     outcome = call("train", *folders, "--output-dir", "sealed/run")
-    refused(
+    check_refused(
         outcome, "output_dir: cannot write to sealed/run: Permission denied", at=Path("sealed/run")
     )
     assert os.listdir(tmp_path / "sealed") == []

@@ -84,7 +84,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def kill_and_compare(zygote: Zygote, options: dict, folder: Path, kills: int) -> None:
+def check_kills(zygote: Zygote, options: dict, folder: Path, kills: int) -> None:
     status, seconds = zygote.call("train", output_dir=str(folder / "whole"), **options)
     assert status == 0
     expected = content(folder / "whole")
@@ -116,12 +116,12 @@ def kill_and_compare(zygote: Zygote, options: dict, folder: Path, kills: int) ->
 
 
 def test_three_kills(zygote: Zygote, options: dict, tmp_path: Path) -> None:
-    kill_and_compare(zygote, options, tmp_path, kills=3)
+    check_kills(zygote, options, tmp_path, kills=3)
 
 
 @pytest.mark.slow
 def test_twenty_kills(zygote: Zygote, options: dict, tmp_path: Path) -> None:
-    kill_and_compare(zygote, options, tmp_path, kills=20)
+    check_kills(zygote, options, tmp_path, kills=20)
 
 
 def test_states_in_memory_and_on_disk_give_the_same_run(
