@@ -271,8 +271,10 @@ def _model(given: _Given, config: TrainConfig, labels: int) -> tuple[Any, Any]:
             f"it has {len(tokenizer)} tokens and the model only {model.config.vocab_size}",
             "pass the tokenizer that belongs to the model",
         )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and config.max_length > longest:
+    # RoBERTa's positions start behind the padding index, which only its tokenizer knows of.
+    positions = getattr(model.config, "max_position_embeddings", None) or config.max_length
+    longest = min(positions, tokenizer.model_max_length)
+    if config.max_length > longest:
         raise ConfigError(
             "max_length", f"the model takes at most {longest} tokens", f"set at most {longest}"
         )
