@@ -117,6 +117,7 @@ class _Progress:
             f"{config.method}-{config.adapter}: {config.clients} clients, {config.rounds} rounds "
             f"of {config.local_steps} local steps; run folder {folder}",
             highlight=False,
+            markup=False,
         )
         if _console.is_terminal:
             self._bar = Progress(
@@ -177,7 +178,11 @@ def _show(run: Any, seconds: float | None) -> None:
     )
     if seconds is not None:
         _console.print(f"{seconds:.0f} s for the rounds run now", highlight=False)
-    _console.print(f"personal adapters in PEFT's format: {run.path / 'adapters'}", highlight=False)
+    _console.print(
+        f"personal adapters in PEFT's format: {run.path / 'adapters'}",
+        highlight=False,
+        markup=False,
+    )
 
 
 def _shares(*values: float | None) -> list[str]:

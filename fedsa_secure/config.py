@@ -147,13 +147,15 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _none_by_name(cls, data: Any) -> Any:
-        """``none`` in TOML and on the command line stands for None."""
+    def _spelling(cls, data: Any) -> Any:
+        """``none`` stands for None where there is no null, and ``fedsa-lora`` for ``fedsa``."""
         if isinstance(data, dict):
-            return {
+            data = {
                 k: None if isinstance(v, str) and v.lower() == "none" else v
                 for k, v in data.items()
             }
+            if isinstance(data.get("method"), str):
+                data["method"] = data["method"].removesuffix("-lora")
         return data
 
 

@@ -1,5 +1,6 @@
 """Put adapters and grouped heads into a transformers model, and move clients in and out of it."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from fedsa_secure.adapters.head import GroupedLinear
 from fedsa_secure.adapters.lora import LoRALinear, LoRASettings
 from fedsa_secure.errors import ConfigError, did_you_mean
 from fedsa_secure.types import NamedTensors, Role
+
+_FINGERPRINT_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class AdaptedModel:
         self.settings = settings
         self._context = context
         self._slots = slots
+        self.fingerprint = _fingerprint(model, initial)
         self.initial: NamedTensors = initial
         """The public starting values of all adapter and head tensors, without client axis."""
 
@@ -146,6 +150,20 @@ def attach(model: nn.Module, settings: LoRASettings, seed: int) -> AdaptedModel:
     adapted = AdaptedModel(model, context, slots, settings, initial)
     adapted.load([{}], trained=())
     return adapted
+
+
+def _fingerprint(model: nn.Module, initial: NamedTensors) -> str:
+    """A digest of the base model and the public start: names, shapes, and some values of each.
+
+    Not all values: it is there to notice another model, not a forged one, and has to be quick for
+    billions of parameters.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in [*model.named_parameters(), *initial.items()]:
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // _FINGERPRINT_VALUES)].cpu().double()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _head_paths(model: nn.Module) -> list[str]:

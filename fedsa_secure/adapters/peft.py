@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fedsa_secure.adapters.attach import AdaptedModel
 from fedsa_secure.adapters.pretrained import public_name
@@ -47,7 +47,7 @@ def save_peft_adapter(
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = peft_state(adapted, tensors)
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
     peft_config(adapted, base_model).save_pretrained(str(folder))
 
 

@@ -47,7 +47,7 @@ def encode_texts(
         max_length: in tokens; longer rows are cut.
         labels: class of each row; all 0 where None. [row]
     """
-    made = tokenizer(*texts, truncation=True, max_length=max_length, padding=False)
+    made = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=True)
     columns = {
         name: [np.asarray(row, dtype=np.int64) for row in rows] for name, rows in made.items()
     }

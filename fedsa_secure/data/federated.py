@@ -85,14 +85,17 @@ def divide(
 
 def encode_division(division: Division, tokenizer: Any, max_length: int) -> FederatedData:
     """Tokenize a division."""
-    pool, common = division.pool, division.common
+    pool = division.pool
     rows = encode(pool, tokenizer, max_length)
+    common = None
+    if division.common is not None:
+        common = encode(division.common, tokenizer, max_length)
     return FederatedData(
         rows=rows,
         shards=division.shards,
-        common=None if common is None else encode(common, tokenizer, max_length),
+        common=common,
         label_names=pool.label_names,
-        fingerprint=_fingerprint(rows, division.shards, pool.label_names),
+        fingerprint=_fingerprint(rows, division.shards, pool.label_names, common),
     )
 
 
@@ -152,12 +155,16 @@ def _select(pool: Pool, rows: np.ndarray) -> Pool:
     )
 
 
-def _fingerprint(rows: EncodedRows, shards: list[Shard], names: tuple[str, ...]) -> str:
+def _fingerprint(
+    rows: EncodedRows, shards: list[Shard], names: tuple[str, ...], common: EncodedRows | None
+) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\x1f".join(names).encode())
-    digest.update(rows.labels.tobytes())
-    for ids in rows.columns["input_ids"]:
-        digest.update(ids.tobytes() + b"|")
+    for part in (rows, common):
+        if part is not None:
+            digest.update(part.labels.tobytes())
+            for ids in part.columns["input_ids"]:
+                digest.update(ids.tobytes() + b"|")
     for shard in shards:
         digest.update(shard.train.tobytes() + b"|" + shard.test.tobytes() + b"||")
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from fedsa_secure.streams import derive
 MIN_ROWS = 2
 """Fewest rows of a client: one to train on and one to test on."""
 DEFAULT_CLIENTS = 10
-_LABEL, _ROW = "__label__", "__row__"
+_LABEL, _ROW = "__fedsa_label__", "__fedsa_row__"
 _SPECS = ("iid", "dirichlet:0.5", "pathological:2", "column:NAME")
 
 

@@ -66,6 +66,8 @@ def load_pool(source: str | Dataset | DatasetDict, config: TrainConfig) -> tuple
     if common_split is None:
         return pool, None
     common = _read(splits[common_split], config, None, pool.label_names)
+    if pool.groups is not None and group_column in common.rows.column_names:
+        common = _without_groups(common, str(group_column), set(pool.groups.tolist()))
     unseen = set(common.labels.tolist()) - set(pool.labels.tolist())
     if unseen:
         names = ", ".join(repr(pool.label_names[k]) for k in sorted(unseen))
@@ -75,6 +77,20 @@ def load_pool(source: str | Dataset | DatasetDict, config: TrainConfig) -> tuple
             "leave those rows out, set another common_split, or set common_rows=0",
         )
     return pool, common
+
+
+def _without_groups(common: Pool, column: str, known: set[str]) -> Pool:
+    """Rows of the common test whose group is not in the pool."""
+    kept = [k for k, value in enumerate(common.rows[column]) if str(value) not in known]
+    if not kept:
+        raise ConfigError(
+            "group_column",
+            "every group of the common test is also in the data that are trained on",
+            "set another common_split, or common_rows=0",
+        )
+    return Pool(
+        common.rows.select(kept), common.texts, common.labels[kept], None, common.label_names
+    )
 
 
 def _limited(rows: Dataset, config: TrainConfig) -> Dataset:
@@ -95,6 +111,12 @@ def _common_split(splits: DatasetDict, config: TrainConfig) -> str | None:
                 f"the data set has no split {config.common_split!r}",
                 did_you_mean(config.common_split, splits),
             )
+        if config.common_split == config.split:
+            raise ConfigError(
+                "common_split",
+                f"{config.split!r} is the split that is trained on",
+                "set another, or leave it out",
+            )
         return config.common_split
     return next((s for s in _COMMON_SPLITS if s in splits and s != config.split), None)
 
@@ -109,16 +131,20 @@ def _read(
         raise ConfigError("dataset", "the split has no rows", "choose another split")
     texts = _text_columns(rows, config)
     for column in texts:
-        empty = [row for row, text in enumerate(rows[column]) if text is None]
+        empty = [row for row, text in enumerate(rows[column]) if not isinstance(text, str)]
         if empty:
             raise ConfigError(
                 "text_column",
                 f"column {column!r} has no text in {len(empty)} rows, first in row {empty[0]}",
-                "leave those rows out",
+                "leave those rows out, or name another column",
             )
     label_column = config.label_column or "label"
     _require(rows, "label_column", label_column)
     labels, label_names = _labels(rows, label_column, names)
+    if names is None and len(set(labels.tolist())) < 2:
+        raise ConfigError(
+            "label_column", f"all rows have the same {label_column!r}", "name another column"
+        )
     groups = None
     if group_column is not None:
         _require(rows, "group_column", group_column)
@@ -165,6 +191,10 @@ def _labels(
         if names is None or names == tuple(feature.names):
             return np.asarray(values, dtype=np.int64), tuple(feature.names)
         values = [feature.names[value] for value in values]  # declared in another order
+    if not isinstance(values[0], str | int | float):
+        raise ConfigError(
+            "label_column", f"column {column!r} holds no labels", "name a column of classes"
+        )
     if isinstance(values[0], float):
         raise ConfigError(
             "label_column", f"column {column!r} holds real numbers, not classes", "name another"

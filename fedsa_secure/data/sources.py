@@ -27,10 +27,12 @@ def open_dataset(source: str | Dataset | DatasetDict, subset: str | None) -> Dat
     Raises:
         ConfigError: if there is nothing to read there.
     """
-    if isinstance(source, DatasetDict):
-        return source
     if isinstance(source, Dataset):
-        return DatasetDict(train=source)
+        source = DatasetDict(train=source)
+    if isinstance(source, DatasetDict):
+        if all(isinstance(rows, Dataset) for rows in source.values()):
+            return source
+        raise ConfigError("dataset", "streamed splits have no length", "give plain Datasets")
     if source == NAME:
         return DatasetDict(train=load_lexicon())
     try:

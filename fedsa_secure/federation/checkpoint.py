@@ -6,7 +6,9 @@ longer names are removed.
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import safetensors
 import torch
@@ -14,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load, save
 
 from fedsa_secure.errors import CheckpointError
-from fedsa_secure.federation.files import write_atomic
+from fedsa_secure.federation.files import write_atomic, writing
 from fedsa_secure.federation.local_training import ClientState
 from fedsa_secure.types import NamedTensors
 
@@ -31,6 +33,21 @@ class StoredFile(BaseModel):
     digest: str
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Digests of what a run was begun with; it can only go on with the same.
+
+    Args:
+        config: of the configuration.
+        data: of texts, labels and their division.
+        model: of the base model.
+    """
+
+    config: str
+    data: str
+    model: str
+
+
 class Checkpoint(BaseModel):
     """The content of ``state.json``.
 
@@ -38,6 +55,7 @@ class Checkpoint(BaseModel):
         round: the last complete round.
         config: digest of the configuration that it belongs to.
         data: fingerprint of the data that it belongs to.
+        model: fingerprint of the base model that it belongs to.
         history_bytes: length of the history at that round.
         shared: the public shared tensors.
         clients: the state of every client that has had a turn.
@@ -45,10 +63,11 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = 1
+    version: Literal[1] = 1
     round: int
     config: str
     data: str
+    model: str
     history_bytes: int
     shared: StoredFile
     clients: dict[int, StoredFile]
@@ -68,10 +87,8 @@ class StateStore:
         self._memory: dict[int, ClientState] = {}
         self._dirty: set[int] = set()
         self._files: dict[int, StoredFile] = {}
-        try:
+        with writing(folder):
             folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"cannot make {folder}: {error.strerror}") from error
 
     def get(self, client: int) -> ClientState:
         """What this client kept after its last turn; the empty state before the first."""
@@ -93,9 +110,15 @@ class StateStore:
             self._files[client] = self._write(_client_file(client, round_number), _pack(state))
 
     def commit(
-        self, round_number: int, shared: NamedTensors, config: str, data: str, history_bytes: int
+        self, round_number: int, shared: NamedTensors, origin: Origin, history_bytes: int
     ) -> None:
         """Make this round the one that a resumed run goes on from.
+
+        Args:
+            round_number: the round that is complete.
+            shared: the public shared tensors after it.
+            origin: what the run was begun with.
+            history_bytes: length of the history after it.
 
         Raises:
             CheckpointError: if a file cannot be written; the previous checkpoint stays valid.
@@ -106,14 +129,15 @@ class StateStore:
         self._dirty.clear()
         state = Checkpoint(
             round=round_number,
-            config=config,
-            data=data,
+            config=origin.config,
+            data=origin.data,
+            model=origin.model,
             history_bytes=history_bytes,
             shared=self._write(f"shared-r{round_number}.safetensors", shared),
             clients=dict(sorted(self._files.items())),
         )
         write_atomic(self._folder / _STATE, state.model_dump_json(indent=1).encode())
-        self._remove_all_but(state)
+        self.tidy(state)
 
     def restore(self) -> tuple[Checkpoint, NamedTensors] | None:
         """The last checkpoint and its shared tensors, or None if there is none yet.
@@ -149,11 +173,13 @@ class StateStore:
         except safetensors.SafetensorError as error:
             raise CheckpointError(_damaged(path, str(error))) from error
 
-    def _remove_all_but(self, state: Checkpoint) -> None:
+    def tidy(self, state: Checkpoint) -> None:
+        """Remove the files that a checkpoint does not consist of."""
         needed = {_STATE, state.shared.name, *(f.name for f in state.clients.values())}
-        for path in self._folder.iterdir():
-            if path.name not in needed:
-                path.unlink(missing_ok=True)
+        with writing(self._folder):
+            for path in self._folder.iterdir():
+                if path.name not in needed:
+                    path.unlink(missing_ok=True)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | None:

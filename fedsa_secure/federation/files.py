@@ -1,6 +1,8 @@
 """Files that are either there in full or not at all."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from fedsa_secure.errors import CheckpointError
@@ -15,15 +17,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         CheckpointError: if it cannot be written; what was there before is untouched.
     """
     temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-    try:
+    with writing(path):
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def append_line(path: Path, line: str) -> int:
@@ -35,14 +35,11 @@ def append_line(path: Path, line: str) -> int:
     Raises:
         CheckpointError: if it cannot be written.
     """
-    try:
-        with open(path, "ab") as file:
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    with writing(path), open(path, "ab") as file:
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
 
 
 def sync_folder(folder: Path) -> None:
@@ -59,8 +56,17 @@ def is_leftover(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
-def _unwritable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"cannot write {path}: {error.strerror}; the last complete round is intact: free space or "
-        f"mend the folder, then run: fedsa-secure resume {path.parent}"
-    )
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says about a failed write into an error that says what to do.
+
+    Raises:
+        CheckpointError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror}; what was complete before is intact: free "
+            "space or mend the folder, then go on with a run by 'fedsa-secure resume'"
+        ) from error

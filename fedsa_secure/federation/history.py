@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedsa_secure.errors import CheckpointError
-from fedsa_secure.federation.files import append_line
+from fedsa_secure.federation.files import append_line, writing
 
 HISTORY, TIMINGS = "history.jsonl", "timings.jsonl"
 
@@ -22,7 +22,7 @@ class RoundRecord(BaseModel):
     Args:
         round: counted from 1.
         clients: who took part.
-        learning_rate: of the adapters, at the first step of the round.
+        learning_rate: at the first step of the round; of the head if only that is trained.
         loss: mean over the clients of their mean training loss.
         uplink_bytes: that each of them sent.
         downlink_bytes: that each of them received.
@@ -90,7 +90,8 @@ class History:
                 "restore it from a backup or start the run again"
             )
         if found > length:
-            os.truncate(self._path, length)
+            with writing(self._path):
+                os.truncate(self._path, length)
 
     def records(self) -> list[RoundRecord]:
         """All records.

@@ -99,9 +99,9 @@ def _adam(
     second = (
         state.moments[f"{name}#v"].mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
     )
-    steps = state.steps.to(parameter)
-    rates = _per_client(rate / (1 - _BETA_1**steps), parameter)
-    scale = _per_client((1 - _BETA_2**steps).sqrt(), parameter)
+    # In float64 before the cast: in half precision 1 - 0.999 would be 0.
+    rates = _per_client((rate / (1 - _BETA_1**state.steps)).to(parameter), parameter)
+    scale = _per_client((1 - _BETA_2**state.steps).sqrt().to(parameter), parameter)
     parameter.sub_(rates * first / (second.sqrt() / scale + _EPSILON))
 
 

@@ -10,10 +10,11 @@ from fedsa_secure.adapters import AdaptedModel, save_peft_adapter
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import encode_texts
 from fedsa_secure.errors import CheckpointError, ConfigError
-from fedsa_secure.federation.checkpoint import StateStore
+from fedsa_secure.federation.checkpoint import Checkpoint, StateStore
 from fedsa_secure.federation.evaluation import ClientMetrics, predict_classes
+from fedsa_secure.federation.files import writing
 from fedsa_secure.federation.history import History, RoundRecord, RoundTiming
-from fedsa_secure.federation.run_folder import RunFolder, RunSummary
+from fedsa_secure.federation.run_folder import RunFolder, RunSummary, config_digest
 from fedsa_secure.types import NamedTensors
 
 
@@ -74,6 +75,7 @@ class Run:
         restored = self._store.restore()
         if restored is None:
             raise CheckpointError(f"{folder.path} has a result but no checkpoint")
+        check_origin(restored[0], folder.path, config, model)
         self._shared = restored[1]
 
     def __repr__(self) -> str:
@@ -129,12 +131,16 @@ class Run:
 
     def predict(self, client: int, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[str]:
         """Classes that one client's personal model gives; see ``Client.predict``."""
+        if isinstance(texts, str):
+            raise ConfigError("texts", "one string was given", "give a list of texts")
         if len(texts) == 0:
             return []
-        pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        columns = len(pairs[0])
-        expected = len(self.config.text_column or ()) or columns
-        if any(len(pair) != columns for pair in pairs) or columns != expected:
+        pairs = [tuple(t) if isinstance(t, tuple | list) else (t,) for t in texts]
+        expected = len(self.config.text_column or ()) or len(pairs[0])
+        if any(
+            len(pair) != expected or not all(isinstance(text, str) for text in pair)
+            for pair in pairs
+        ):
             raise ConfigError(
                 "texts", f"each text must be {'a pair' if expected == 2 else 'one string'}"
             )
@@ -148,4 +154,27 @@ class Run:
         """Write one PEFT adapter folder per client, which ``PeftModel.from_pretrained`` reads."""
         for client in self.clients:
             name = f"client-{client.number:05d}"
-            save_peft_adapter(self._model, client.tensors(), Path(folder) / name, self.config.model)
+            with writing(Path(folder)):
+                save_peft_adapter(
+                    self._model, client.tensors(), Path(folder) / name, self.config.model
+                )
+
+
+def check_origin(
+    checkpoint: Checkpoint, folder: Path, config: TrainConfig, model: AdaptedModel
+) -> None:
+    """Refuse a configuration or a base model that a checkpoint was not made with.
+
+    Raises:
+        CheckpointError: naming which of them differs.
+    """
+    if checkpoint.config != config_digest(config):
+        raise CheckpointError(
+            f"{folder / 'config.toml'} has changed since the run began; put it back, or train anew "
+            "into another output_dir"
+        )
+    if checkpoint.model != model.fingerprint:
+        raise CheckpointError(
+            "the base model is not the one that the run began with; give the same model, or train "
+            "anew into another output_dir"
+        )

@@ -66,12 +66,14 @@ class RunFolder:
             ConfigError: if the place is taken or cannot be written to; nothing is left behind.
         """
         folder = cls(Path(config.output_dir) if config.output_dir else _new_name(config))
-        folder._require_free()
         try:
+            folder._require_free()
             folder.path.mkdir(parents=True, exist_ok=True)
             write_atomic(folder.path / _CONFIG, config.to_toml().encode())
-        except (OSError, CheckpointError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error.__cause__)
+        except ConfigError:
+            raise
+        except (OSError, ValueError, CheckpointError) as error:
+            reason = getattr(error.__cause__ or error, "strerror", None) or str(error)
             raise ConfigError(
                 "output_dir",
                 f"cannot write to {folder.path}: {reason}",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict
 from flwr_datasets.partitioner import Partitioner
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedsa_secure.adapters import AdaptedModel, LoRASettings, attach, load_pretrained
 from fedsa_secure.adapters.pretrained import load_tokenizer
@@ -27,14 +27,33 @@ from fedsa_secure.runtimes.simulation import Simulation
 _log = logging.getLogger(__name__)
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "model": (str, PreTrainedModel),
+    "dataset": (str, Dataset, DatasetDict),
+    "partition": (str, Partitioner),
+    "tokenizer": (str, PreTrainedTokenizerBase),
+}
+
+
 @dataclass(frozen=True)
 class _Given:
     """Model, data and partition as the user gave them: names or objects."""
 
-    model: str | PreTrainedModel | None = None
-    dataset: str | Dataset | DatasetDict | None = None
-    partition: str | Partitioner | None = None
+    model: Any = None
+    dataset: Any = None
+    partition: Any = None
     tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                object.__setattr__(self, name, str(value))
+            elif value is not None and not isinstance(value, kinds):
+                expected = ", ".join(kind.__name__ for kind in kinds)
+                raise ConfigError(
+                    name, f"a {type(value).__name__} was given", f"give one of: {expected}"
+                )
 
     def options(self) -> dict[str, str]:
         """What the configuration notes of them; of an object only its kind."""
@@ -202,24 +221,27 @@ def _prepare(given: _Given, config: TrainConfig) -> _Prepared:
 
 
 def _clients_per_pass(config: TrainConfig, model: AdaptedModel, data: FederatedData) -> int:
-    """Resolve the option, and try a stack of two: some models cannot be stacked at all.
+    """Resolve the option, and try it with two rows: some models cannot be stacked at all.
 
     Raises:
         AdapterError: if the model cannot be stacked and the user asked for it by number.
+        ConfigError: if the model is not one that classifies sequences.
     """
     wanted = clients_per_pass(config, data, model.device)
-    if wanted == 1:
-        return 1
-    row = data.shards[0].train[:1]
-    model.load([{}, {}], trained=())
+    stack, row = min(wanted, 2), data.shards[0].train[:1]
+    model.load([{}] * stack, trained=())
     try:
         with torch.no_grad():
-            model(collate(data.rows, [row, row], model.device).inputs)
+            logits = model(collate(data.rows, [row] * stack, model.device).inputs)
     except AdapterError as error:
         if config.clients_per_pass != "auto":  # noqa: S105 - no password
             raise
         _log.info("clients_per_pass is 1: %s", error)
         return 1
+    if logits.shape != (stack, len(data.label_names)):
+        raise ConfigError(
+            "model", "it does not classify sequences", "give a model for sequence classification"
+        )
     return wanted
 
 
@@ -264,15 +286,20 @@ def _model(given: _Given, config: TrainConfig, labels: int) -> tuple[Any, Any]:
                 f"it has {model.config.num_labels} labels and the data have {labels}",
                 f"build it with num_labels={labels}",
             )
-    tokenizer = given.tokenizer or tokenizer or load_tokenizer(model.config.name_or_path)
+    if isinstance(given.tokenizer, str):
+        tokenizer = load_tokenizer(given.tokenizer)
+    else:
+        tokenizer = given.tokenizer or tokenizer or load_tokenizer(model.config.name_or_path)
     if len(tokenizer) > model.config.vocab_size:
         raise ConfigError(
             "tokenizer",
             f"it has {len(tokenizer)} tokens and the model only {model.config.vocab_size}",
             "pass the tokenizer that belongs to the model",
         )
-    # RoBERTa's positions start behind the padding index, which only its tokenizer knows of.
     positions = getattr(model.config, "max_position_embeddings", None) or config.max_length
+    # RoBERTa's embeddings have a padding index of their own and count positions from behind it.
+    padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    positions -= 0 if padding is None else padding + 1
     longest = min(positions, tokenizer.model_max_length)
     if config.max_length > longest:
         raise ConfigError(

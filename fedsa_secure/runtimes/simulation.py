@@ -14,12 +14,14 @@ from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import FederatedData
 from fedsa_secure.errors import CheckpointError, DivergedError
 from fedsa_secure.federation.aggregation import sum_updates
-from fedsa_secure.federation.checkpoint import StateStore
+from fedsa_secure.federation.checkpoint import Origin, StateStore
 from fedsa_secure.federation.encoding import Layout
 from fedsa_secure.federation.evaluation import ClientMetrics, evaluate_client
+from fedsa_secure.federation.files import writing
 from fedsa_secure.federation.history import History, RoundRecord, RoundTiming
-from fedsa_secure.federation.local_training import learning_rates, train_clients
+from fedsa_secure.federation.local_training import ClientResult, learning_rates, train_clients
 from fedsa_secure.federation.observer import Observer
+from fedsa_secure.federation.run import check_origin
 from fedsa_secure.federation.run_folder import RunFolder, RunSummary, config_digest
 from fedsa_secure.federation.server import apply_mean, difference, select_clients
 from fedsa_secure.federation.stacking import passes
@@ -57,6 +59,7 @@ class Simulation:
             name: model.initial[name] for name in model.names(self._method.shared)
         }
         self._layout = Layout.of(self._shared)
+        self._origin = Origin(config_digest(config), data.fingerprint, model.fingerprint)
         self._done = 0
         self._metrics: list[ClientMetrics] | None = None
 
@@ -71,16 +74,13 @@ class Simulation:
             self._history.cut(0)
             return
         checkpoint, self._shared = restored
-        if checkpoint.config != config_digest(self._config):
-            raise CheckpointError(
-                f"{self._folder.path / 'config.toml'} has changed since the run began; put it "
-                "back, or train anew into another output_dir"
-            )
+        check_origin(checkpoint, self._folder.path, self._config, self._model)
         if checkpoint.data != self._data.fingerprint:
             raise CheckpointError(
                 "the data are not those that the run began with (texts, labels or their division "
                 "differ); give the same data set, or train anew into another output_dir"
             )
+        self._store.tidy(checkpoint)
         self._history.cut(checkpoint.history_bytes)
         self._done = checkpoint.round
 
@@ -147,13 +147,7 @@ class Simulation:
         record = self._record(round_number, clients, losses, metrics)
         length = self._history.append(record)
         if last or round_number % config.checkpoint_every == 0:
-            self._store.commit(
-                round_number,
-                self._shared,
-                config_digest(config),
-                self._data.fingerprint,
-                length,
-            )
+            self._store.commit(round_number, self._shared, self._origin, length)
         timing = RoundTiming(
             round=round_number,
             train=seconds_train,
@@ -186,11 +180,7 @@ class Simulation:
             )
             for result in results:
                 vector = self._layout.encode(difference(result.shared, self._shared))
-                if not (math.isfinite(result.loss) and bool(vector.isfinite().all())):
-                    raise DivergedError(
-                        f"client {result.client} diverged in round {round_number}: its loss or its "
-                        "update is not finite; take a lower learning_rate, or use max_grad_norm"
-                    )
+                _check_finite(result, round_number)
                 self._store.put(result.client, result.state, round_number)
                 losses.append(result.loss)
                 yield vector
@@ -219,15 +209,26 @@ class Simulation:
         """Write every client's adapter, then the result that marks the run as finished."""
         metrics = self._metrics if self._metrics is not None else self.evaluate()
         for client in range(len(self._data.shards)):
-            save_peft_adapter(
-                self._model,
-                self.client_tensors(client),
-                self._folder.adapter(client),
-                self._config.model,
-            )
+            with writing(self._folder.adapter(client)):
+                save_peft_adapter(
+                    self._model,
+                    self.client_tensors(client),
+                    self._folder.adapter(client),
+                    self._config.model,
+                )
         summary = RunSummary(label_names=self._data.label_names, clients=tuple(metrics))
         self._folder.write_summary(summary)
         return summary
+
+
+def _check_finite(result: ClientResult, round_number: int) -> None:
+    tensors = [*result.shared.values(), *result.state.personal.values()]
+    if math.isfinite(result.loss) and all(bool(t.isfinite().all()) for t in tensors):
+        return
+    raise DivergedError(
+        f"client {result.client} diverged in round {round_number}: its loss or a tensor that it "
+        "trains is not finite; take a lower learning_rate, or use max_grad_norm"
+    )
 
 
 class _Clock:

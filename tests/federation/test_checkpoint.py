@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from fedsa_secure import CheckpointError
-from fedsa_secure.federation.checkpoint import StateStore
+from fedsa_secure.federation.checkpoint import Origin, StateStore
 from fedsa_secure.federation.files import is_leftover, write_atomic
 from fedsa_secure.federation.history import History, RoundRecord
 from fedsa_secure.federation.local_training import ClientState
 
 SHARED = {"x.A": torch.arange(6.0).view(2, 3)}
+ORIGIN = Origin("config", "data", "model")
 
 
 def state(value: float) -> ClientState:
@@ -24,9 +25,9 @@ def committed(folder: Path, in_memory: bool) -> StateStore:
     store = StateStore(folder, in_memory)
     store.put(0, state(1.0), 1)
     store.put(7, state(2.0), 1)
-    store.commit(1, SHARED, "config", "data", 10)
+    store.commit(1, SHARED, ORIGIN, 10)
     store.put(7, state(3.0), 2)
-    store.commit(2, SHARED, "config", "data", 20)
+    store.commit(2, SHARED, ORIGIN, 20)
     return store
 
 
@@ -77,6 +78,24 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: An
         StateStore(tmp_path / "c", in_memory=True).restore()
 
 
+def test_leftovers_of_a_crash_are_tidied_away(tmp_path: Path) -> None:
+    """Killed after the state was replaced and before the old files were removed."""
+    committed(tmp_path / "c", in_memory=True)
+    (tmp_path / "c" / "client-00007-r1.safetensors").write_bytes(b"superseded")
+    fresh = StateStore(tmp_path / "c", in_memory=True)
+    checkpoint, _ = fresh.restore()
+    fresh.tidy(checkpoint)
+    assert len(list((tmp_path / "c").iterdir())) == 4
+
+
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
+    committed(tmp_path / "c", in_memory=True)
+    state = tmp_path / "c" / "state.json"
+    state.write_text(state.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(CheckpointError, match="version"):
+        StateStore(tmp_path / "c", in_memory=True).restore()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"round": 1}', b"\xff\xfe"])
 def test_a_damaged_state_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     committed(tmp_path / "c", in_memory=True)
@@ -104,7 +123,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
         with monkeypatch.context() as patch:
             patch.setattr("os.fsync", full)
             with pytest.raises(CheckpointError, match="No space left on device.*resume"):
-                store.commit(3, SHARED, "config", "data", 30)
+                store.commit(3, SHARED, ORIGIN, 30)
         store.put(0, state(9.0), 3)
         fresh = StateStore(tmp_path / "c", in_memory=True)
         checkpoint, _ = fresh.restore()

@@ -17,6 +17,7 @@ import fedsa_secure
 from fedsa_secure import CheckpointError, ConfigError, TrainConfig
 from fedsa_secure.federation.history import History, RoundRecord, RoundTiming
 from fedsa_secure.federation.run import Run
+from fedsa_secure.runtimes.api import _Given
 
 SMALL = {
     "clients": 3,
@@ -182,10 +183,43 @@ def test_training_that_diverges_is_refused_and_not_kept(train: Any, tmp_path: Pa
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_personal_tensors_that_diverge_are_refused(train: Any) -> None:
+    options = {"optimizer": "sgd", "learning_rate": 1e38, "max_grad_norm": None, "alpha": 1e3}
+    with pytest.raises(fedsa_secure.DivergedError, match="client 0"):
+        train(method="local", rounds=1, local_steps=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"dataset": Dataset.from_dict({"text": ["w1"] * 9, "label": [0] * 9})},
+            "the same 'label'",
+        ),
+        ({"text_column": "label"}, "text_column: column 'label' has no text"),
+        ({"tokenizer": 3}, "tokenizer: a int was given"),
+        ({"output_dir": "x" * 300}, "output_dir: cannot write"),
+        ({"output_dir": "a\0b"}, "output_dir: cannot write"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_model_or_data_is_refused(train: Any, options: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train(**options)
+
+
 def test_rows_without_text_are_refused(train: Any) -> None:
     rows = Dataset.from_dict({"text": ["w1", None] * 20, "label": [0, 1] * 20})
     with pytest.raises(ConfigError, match="no text in 20 rows, first in row 1"):
         train(dataset=rows)
+
+
+def test_arguments_of_other_kinds_are_refused() -> None:
+    """At the seam behind `train`, whose own annotations are checked while tests run."""
+    for name, value in (("model", torch.nn.Linear(2, 2)), ("dataset", [1]), ("partition", 3)):
+        with pytest.raises(ConfigError, match=f"{name}: a {type(value).__name__} was given"):
+            _Given(**{name: value})
+    assert _Given(dataset=Path("rows.csv")).options() == {"dataset": "rows.csv"}
 
 
 class StopAfter:
@@ -233,6 +267,36 @@ def test_an_interrupted_run_goes_on(
     assert run.history == whole.history
     for left, right in zip(run.clients, whole.clients, strict=True):
         assert all(torch.equal(t, right.tensors()[n]) for n, t in left.tensors().items())
+
+
+def test_rounds_after_the_checkpoint_are_run_again(
+    train: Any, tiny_bert: Any, tiny_tokenizer: Any, small_dataset: Any, tmp_path: Path
+) -> None:
+    """Broken off in round 3 with checkpoints every other round: the history is cut to round 2."""
+    options = {"rounds": 5, "checkpoint_every": 2}
+    whole = train(output_dir=str(tmp_path / "whole"), **options)
+    with pytest.raises(InterruptedError):
+        train(observers=[StopAfter(3)], **options)
+    path = tmp_path / "run"
+    assert [r.round for r in History(path).records()] == [1, 2, 3]
+    rest = (tiny_bert(), small_dataset(rows=120))
+    assert fedsa_secure.resume(path, *rest, tokenizer=tiny_tokenizer).history == whole.history
+    first = tmp_path / "first"
+    with pytest.raises(InterruptedError):  # before any checkpoint
+        train(observers=[StopAfter(1)], output_dir=str(first), **options)
+    assert fedsa_secure.resume(first, *rest, tokenizer=tiny_tokenizer).history == whole.history
+
+
+def test_a_changed_run_is_not_opened(
+    train: Any, tiny_bert: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    path = train().path
+    with pytest.raises(CheckpointError, match="base model is not the one"):
+        fedsa_secure.load(path, model=tiny_bert(seed=9), tokenizer=tiny_tokenizer)
+    config = (path / "config.toml").read_text()
+    (path / "config.toml").write_text(config.replace("alpha = 16.0", "alpha = 160.0"))
+    with pytest.raises(CheckpointError, match=r"config\.toml has changed"):
+        fedsa_secure.load(path, model=tiny_bert(), tokenizer=tiny_tokenizer)
 
 
 def test_resuming_with_other_data_is_refused(
@@ -285,6 +349,8 @@ def test_pairs_and_single_texts_are_told_apart(train: Any) -> None:
     assert run.clients[0].predict([]) == []
     with pytest.raises(ConfigError, match="texts"):
         run.clients[0].predict(["w1", ("w1", "w2")])
+    with pytest.raises(ConfigError, match="texts: one string was given"):
+        run.clients[0].predict("w1 w2")
 
 
 def test_pairs_are_trained_and_predicted(train: Any, small_dataset: Any) -> None:
