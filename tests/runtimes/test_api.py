@@ -17,7 +17,7 @@ import fedsa_secure
 from fedsa_secure import CheckpointError, ConfigError, TrainConfig
 from fedsa_secure.federation.history import History, RoundRecord, RoundTiming
 from fedsa_secure.federation.run import Run
-from fedsa_secure.runtimes.api import _Given
+from fedsa_secure.runtimes.prepare import Given
 
 SMALL = {
     "clients": 3,
@@ -218,8 +218,8 @@ def test_arguments_of_other_kinds_are_refused() -> None:
     """At the seam behind `train`, whose own annotations are checked while tests run."""
     for name, value in (("model", torch.nn.Linear(2, 2)), ("dataset", [1]), ("partition", 3)):
         with pytest.raises(ConfigError, match=f"{name}: a {type(value).__name__} was given"):
-            _Given(**{name: value})
-    assert _Given(dataset=Path("rows.csv")).options() == {"dataset": "rows.csv"}
+            Given(**{name: value})
+    assert Given(dataset=Path("rows.csv")).options() == {"dataset": "rows.csv"}
 
 
 class StopAfter:
