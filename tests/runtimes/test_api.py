@@ -1,5 +1,6 @@
 """`train`, `resume`, `evaluate` and `load` as a user calls them, on tiny random models."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -331,12 +332,17 @@ def test_objects_must_be_given_again(train: Any, tmp_path: Path, tiny_bert: Any)
 
 
 def test_models_that_do_not_fit_are_refused(
-    train: Any, tiny_bert: Any, tiny_tokenizer: Any, tmp_path: Path
+    train: Any, tiny_bert: Any, tiny_roberta: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="5 labels and the data have 3.*num_labels=3"):
         train(model=tiny_bert(labels=5))
     with pytest.raises(ConfigError, match="max_length.*at most 64"):
         train(max_length=65)
+    patient = copy.deepcopy(tiny_tokenizer)
+    patient.model_max_length = 1000
+    with pytest.raises(ConfigError, match="max_length.*at most 65"):
+        # 66 positions, of which the first is behind that of the padding
+        train(model=tiny_roberta(), tokenizer=patient, max_length=66)
     tiny_tokenizer_copy = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer.backend_tokenizer)
     tiny_tokenizer_copy.add_tokens(["one", "more"])
     with pytest.raises(ConfigError, match="tokenizer: it has 202 tokens"):

@@ -10,11 +10,20 @@ from torch import Tensor
 from fedsa_kernels.dropout import keep_mask
 
 
-def _dropped(x: Tensor, keys: Tensor | None, p: float) -> Tensor:
-    """X with dropout, from regenerated bits. [client·token, d]"""
+def _factors(x: Tensor, keys: Tensor | None, p: float) -> Tensor | None:
+    """What dropout multiplies x by: 0 or 1/(1-p), from regenerated bits. [C·m, d]"""
     if keys is None or p == 0.0:
-        return x
-    return (x * keep_mask(keys, x.shape[-1], p)).mul_(1.0 / (1.0 - p))
+        return None
+    return keep_mask(keys, x.shape[-1], p).to(x.dtype).mul_(1.0 / (1.0 - p))
+
+
+def _narrow(left: Tensor, right: Tensor) -> Tensor:
+    """right·leftᵀ for a left of few rows, as (left·rightᵀ)ᵀ. [C, m, r]
+
+    The short dimension comes first because that is 1.1 to 4 times faster with MKL at r = 8 (and
+    so is the gradient of B below); on a GPU both are the same.
+    """
+    return torch.bmm(left, right.transpose(1, 2)).transpose(1, 2).contiguous()
 
 
 def forward(
@@ -32,24 +41,15 @@ def forward(
     Shapes: x [C·m, d_in], weight [d_out, d_in], bias [d_out], A [C, r, d_in], B [C, d_out, r],
     keys [C·m]; y [C·m, d_out], xa [C, m, r].
     """
-    clients, rank, d_in = A.shape
-    dropped = _dropped(x, keys, p)
-    if clients == 1:  # mm is faster than a batch of one
-        xa = dropped @ A[0].t()
-        y = (
-            torch.mm(xa, B[0].t()).mul_(scaling)
-            if bias is None
-            else torch.addmm(bias, xa, B[0].t(), alpha=scaling)
-        )
-        xa = xa.view(1, -1, rank)
+    clients, _, d_in = A.shape
+    factors = _factors(x, keys, p)
+    dropped = x if factors is None else x * factors
+    xa = _narrow(A, dropped.view(clients, -1, d_in))
+    if bias is None:
+        y = torch.bmm(xa, B.transpose(1, 2)).mul_(scaling)
     else:
-        xa = torch.bmm(dropped.view(clients, -1, d_in), A.transpose(1, 2))
-        y = (
-            torch.bmm(xa, B.transpose(1, 2)).mul_(scaling)
-            if bias is None
-            else torch.baddbmm(bias, xa, B.transpose(1, 2), alpha=scaling)
-        ).view(x.shape[0], -1)
-    return y.addmm_(x, weight.t()), xa
+        y = torch.baddbmm(bias, xa, B.transpose(1, 2), alpha=scaling)
+    return y.view(x.shape[0], -1).addmm_(x, weight.t()), xa
 
 
 def backward(
@@ -71,15 +71,19 @@ def backward(
     needs_x, needs_a, needs_b = needs
     clients, _, d_in = A.shape
     dy_c = dy.view(clients, -1, dy.shape[-1])
-    dB = torch.bmm(dy_c.transpose(1, 2), xa).mul_(scaling) if needs_b else None
+    dB = None
+    if needs_b:
+        dB = torch.bmm(xa.transpose(1, 2), dy_c).mul_(scaling).transpose(1, 2).contiguous()
     if not needs_x and not needs_a:
         return None, None, dB
-    dxa = torch.bmm(dy_c, B).mul_(scaling)  # [C, m, r]
+    dxa = _narrow(B.transpose(1, 2), dy_c).mul_(scaling)  # [C, m, r]
+    factors = _factors(x, keys, p)
     dA = None
     if needs_a:
-        dropped = _dropped(x, keys, p).view(clients, -1, d_in)
-        dA = torch.bmm(dxa.transpose(1, 2), dropped)
+        dropped = x if factors is None else x * factors
+        dA = torch.bmm(dxa.transpose(1, 2), dropped.view(clients, -1, d_in))
     dx = None
     if needs_x:
-        dx = _dropped(torch.bmm(dxa, A).view(-1, d_in), keys, p).addmm_(dy, weight)
+        dx = torch.bmm(dxa, A).view(-1, d_in)
+        dx = (dx if factors is None else dx.mul_(factors)).addmm_(dy, weight)
     return dx, dA, dB
