@@ -91,19 +91,11 @@ def settings(data: Path | None) -> dict[str, Setting]:
     """All settings by name."""
     found = {
         "opposed-60": _opposed("Opposed labels, about 60 records per client", 60),
-        "opposed-60-slow-head": _opposed(
-            "Opposed labels, about 60 records per client, head at 2e-4", 60, head_learning_rate=2e-4
-        ),
         "opposed-60-frozen-head": _opposed(
             "Opposed labels, about 60 records per client, frozen head",
             60,
             ("fedsa", "fedavg", "local", "random-a"),
             head="frozen",
-        ),
-        "opposed-100-slow-head": _opposed(
-            "Opposed labels, about 100 records per client, head at 2e-4",
-            100,
-            head_learning_rate=2e-4,
         ),
         "lexicon-dirichlet": Setting("Lexicon, 10 clients, Dirichlet(0.5): the default", (0, 1, 2)),
         "lexicon-iid": Setting("Lexicon, 10 clients, IID", (0, 1, 2), {"partition": "iid"}),
