@@ -16,16 +16,17 @@ WORDS = [f"w{k}" for k in range(196)]
 MakeFederation = Callable[..., "Federation"]
 
 
-def rows_of_three(others_seed: int) -> Dataset:
+def rows_of_three(others_seed: int, others_words: int = 6) -> Dataset:
     """Client 0 has the same rows whatever the seed; the rows of 1 and 2 follow it.
 
-    All rows have six words, so that no client's padding depends on another client.
+    Rows have six words unless asked otherwise, so that no client's padding depends on another.
     """
     parts: dict[str, list] = {"text": [], "label": [], "client": []}
     for client in range(3):
         stream = np.random.default_rng(0 if client == 0 else 10 * others_seed + client)
         for row in range(24):
-            parts["text"].append(" ".join(stream.choice(WORDS, 6)))
+            words = 6 if client == 0 else others_words
+            parts["text"].append(" ".join(stream.choice(WORDS, words)))
             parts["label"].append(int((row + (0 if client == 0 else others_seed)) % 3))
             parts["client"].append(client)
     return Dataset.from_dict(parts)
@@ -47,6 +48,25 @@ def test_other_clients_data_do_not_reach_a_client(
         assert torch.equal(value, ends[1][0][name]), name
         if not name.endswith(".A") or method == "local":
             assert not torch.equal(ends[0][1][name], ends[1][1][name]), name
+
+
+@pytest.mark.parametrize("per_pass", [1, 3])
+def test_longer_rows_of_others_move_a_client_by_rounding_at_most(
+    federation: MakeFederation, monkeypatch: pytest.MonkeyPatch, per_pass: int
+) -> None:
+    """They lengthen the padding of a shared pass; a client in a pass of its own stays as it is."""
+    monkeypatch.setattr(simulation, "apply_mean", lambda shared, *_: shared)
+    options = {"rounds": 1, "clients_per_pass": per_pass, "dropout": 0.2}
+    ends = []
+    for words in (6, 13):
+        made = federation((24, 24, 24), rows=rows_of_three(1, words), optimizer="sgd", **options)
+        run = made.simulate(f"words{words}")
+        ends.append({n: run.client_tensors(0)[n] for n in made.model.names(set(Role))})
+    for name, value in ends[0].items():
+        if per_pass == 1:
+            assert torch.equal(value, ends[1][name]), name
+        else:
+            torch.testing.assert_close(value, ends[1][name], rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("method", METHODS)
