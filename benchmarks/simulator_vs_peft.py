@@ -26,7 +26,7 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 from record import RESULTS, append_row, environment, write_block
 
 from fedsa_secure import TrainConfig
-from fedsa_secure.adapters import LoRASettings, attach, load_pretrained, peft_config, peft_state
+from fedsa_secure.adapters import AdapterSettings, attach, load_pretrained, peft_config, peft_state
 from fedsa_secure.data import FederatedData, collate, divide, draw_rows, encode_division
 from fedsa_secure.federation.history import RoundRecord, RoundTiming
 from fedsa_secure.federation.run_folder import RunFolder
@@ -125,8 +125,8 @@ class PeftLoop:
         self._optimizers[client] = optimizer.state_dict()
 
 
-def _settings(config: TrainConfig) -> LoRASettings:
-    return LoRASettings(rank=config.rank, alpha=config.alpha, dropout=config.dropout)
+def _settings(config: TrainConfig) -> AdapterSettings:
+    return AdapterSettings(rank=config.rank, alpha=config.alpha, dropout=config.dropout)
 
 
 def measure(
@@ -148,7 +148,7 @@ def measure(
     )
     rows = texts_of_length(length, clients * batch * steps * 10 // 8, seed=batch * length)
     model, tokenizer = load_pretrained(config.model, 2, config.seed)
-    data = encode_division(divide(rows, config.partition, config), tokenizer, length)
+    data = encode_division(divide(rows, config.partition, config), tokenizer, config)
     per_pass = clients_per_pass(config, data, torch.device("cpu"))
     loop = PeftLoop(config, data)
     with tempfile.TemporaryDirectory() as folder:

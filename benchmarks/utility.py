@@ -24,7 +24,9 @@ from record import RESULTS, append_row, environment, read_rows, write_block
 import fedsa_secure
 from fedsa_secure.data.lexicon import load_lexicon
 
-METHODS = ("fedsa", "fedavg", "local", "random-a", "head-only")
+CONTROLS = ("local", "random-a", "head-only")
+METHODS = ("fedsa", "fedavg", *CONTROLS)
+EVERYTHING = ("fedsa", "fedsa-rslora", "fedsa-vera", "fedavg", "ffa", "feddpa", *CONTROLS)
 CSV = RESULTS / "utility.csv"
 TABLES = Path(__file__).parents[1] / "docs" / "experiments.md"
 _TEST_ROWS = 500
@@ -87,6 +89,12 @@ def _opposed(title: str, records: int, methods: tuple[str, ...] = METHODS, **mor
     return Setting(title, (0, 1, 2), options, opposed_lexicon(records), methods)
 
 
+def _lexicon(skew: str, **options: Any) -> Setting:
+    """The default run under one kind of skew."""
+    options = {"evaluate_every": 2, "cross_rows": 100, **options}
+    return Setting(f"Lexicon, 10 clients, {skew}", (0, 1, 2), options, methods=EVERYTHING)
+
+
 def settings(data: Path | None) -> dict[str, Setting]:
     """All settings by name."""
     found = {
@@ -97,8 +105,9 @@ def settings(data: Path | None) -> dict[str, Setting]:
             ("fedsa", "fedavg", "local", "random-a"),
             head="frozen",
         ),
-        "lexicon-dirichlet": Setting("Lexicon, 10 clients, Dirichlet(0.5): the default", (0, 1, 2)),
-        "lexicon-iid": Setting("Lexicon, 10 clients, IID", (0, 1, 2), {"partition": "iid"}),
+        "lexicon-dirichlet-0.1": _lexicon("Dirichlet(0.1)", partition="dirichlet:0.1", min_rows=20),
+        "lexicon-dirichlet-0.5": _lexicon("Dirichlet(0.5): the default"),
+        "lexicon-iid": _lexicon("IID", partition="iid"),
     }
     if data is not None:
         found["sst2-dirichlet"] = Setting(
@@ -121,24 +130,31 @@ def run_one(name: str, setting: Setting, method: str, seed: int) -> dict[str, ob
     options = {**setting.options, "method": method, "seed": seed}
     if setting.data is not None:
         options["dataset"] = setting.data(seed)
-    rounds = options.get("rounds", fedsa_secure.TrainConfig.model_fields["rounds"].default)
+    options.setdefault("evaluate_every", 10_000)
     with tempfile.TemporaryDirectory() as folder:
-        run = fedsa_secure.train(output_dir=f"{folder}/run", evaluate_every=rounds, **options)
+        run = fedsa_secure.train(output_dir=f"{folder}/run", **options)
         seconds = sum(timing.total for timing in run.timings.values())
         return {
             "setting": name,
             "method": method,
             "seed": seed,
-            "accuracy": f"{run.accuracy:.4f}",
-            "macro_f1": f"{run.macro_f1:.4f}",
-            "common_accuracy": "" if run.common_accuracy is None else f"{run.common_accuracy:.4f}",
-            "majority": f"{run.majority:.4f}",
+            "accuracy": _shown(run.accuracy),
+            "macro_f1": _shown(run.macro_f1),
+            "common_accuracy": _shown(run.common_accuracy),
+            "majority": _shown(run.majority),
             "uplink_bytes_per_round": run.history[-1].uplink_bytes,
             "rounds": len(run.history),
             "train_rows_per_client": round(np.mean([m.train_rows for m in run.metrics])),
             "seconds": f"{seconds:.1f}",
             **environment(),
+            "best_accuracy": _shown(run.best.accuracy),
+            "best_round": run.best.round,
+            "cross_accuracy": _shown(run.cross_accuracy),
         }
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def table(setting: Setting, rows: list[dict[str, str]]) -> str:
@@ -150,9 +166,9 @@ def table(setting: Setting, rows: list[dict[str, str]]) -> str:
         f"Majority class of the clients' test parts: {majority} %. "
         f"Seeds: {', '.join(sorted({row['seed'] for row in rows}))}.",
         "",
-        "| method | accuracy % | macro F1 % | common test % | fedsa − this, accuracy "
-        "| bytes up per client and round |",
-        "|---|---|---|---|---|---|",
+        "| method | accuracy % | best round % | macro F1 % | other clients % | common test % "
+        "| fedsa − this, accuracy | bytes up per client and round |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     fedsa = {row["seed"]: float(row["accuracy"]) for row in rows if row["method"] == "fedsa"}
     for method in setting.methods:
@@ -161,7 +177,8 @@ def table(setting: Setting, rows: list[dict[str, str]]) -> str:
             continue
         gaps = [fedsa[row["seed"]] - float(row["accuracy"]) for row in own if row["seed"] in fedsa]
         lines.append(
-            f"| {method} | {_column(own, 'accuracy')} | {_column(own, 'macro_f1')} "
+            f"| {method} | {_column(own, 'accuracy')} | {_column(own, 'best_accuracy')} "
+            f"| {_column(own, 'macro_f1')} | {_column(own, 'cross_accuracy')} "
             f"| {_column(own, 'common_accuracy')} "
             f"| {'' if method == 'fedsa' else _mean_sd(gaps, signed=True)} "
             f"| {int(own[0]['uplink_bytes_per_round']):,} |"

@@ -64,11 +64,12 @@ def _with_options(function: Any) -> Any:
         )
     ]
     for name, field in TrainConfig.model_fields.items():
-        shown = "none" if field.default is None else str(field.default)
+        default = "none" if field.default is None else str(field.default)
+        shown = "" if field.default_factory else f" [default: {default}]"
         option = typer.Option(
             f"--{name.replace('_', '-')}",
             metavar="VALUE",
-            help=f"{field.description} [default: {shown}]",
+            help=f"{field.description}{shown}",
             show_default=False,
         )
         annotation = Annotated[str | None, option]

@@ -19,6 +19,13 @@ def _names(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 Passes = Annotated[int, Field(ge=1)] | Literal["auto"]
+AdapterKind = Literal["lora", "rslora", "vera"]
+_KINDS: tuple[AdapterKind, ...] = ("rslora", "vera", "lora")
+
+
+def _rank(options: dict[str, Any]) -> int:
+    """VeRA trains so few numbers per rank that its ranks are larger (its paper takes 256)."""
+    return 256 if options.get("adapter") == "vera" else 8
 
 
 class TrainConfig(BaseModel):
@@ -29,20 +36,40 @@ class TrainConfig(BaseModel):
     # What is trained
     model: str = Field(
         "minilm",
-        description="hub id or local folder of a transformers model; 'minilm' is the embedded one",
+        description="hub id or local folder of a transformers model, or a .gguf file; "
+        "'minilm' is the embedded one",
+    )
+    task: Literal["auto", "classification", "generation"] = Field(
+        "auto",
+        description="auto: generation where the data have prompts and answers and no label",
     )
     method: str = Field(
         "fedsa", description="what is trained and what is shared (fedsa, fedavg, local, …)"
     )
-    adapter: Literal["lora"] = Field("lora", description="kind of adapter")
-    rank: int = Field(8, ge=1, le=1024, description="rank r of the adapters")
-    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the scaling is alpha / rank")
+    adapter: AdapterKind = Field("lora", description="lora, rslora or vera")
+    rank: int = Field(
+        default_factory=_rank,
+        ge=1,
+        le=1024,
+        description="rank r of the adapters [default: 8; vera: 256]",
+    )
+    alpha: float = Field(
+        16.0,
+        gt=0,
+        description="the scaling is alpha / rank (lora) or alpha / √rank (rslora); vera has none",
+    )
     dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: Names | None = Field(
         None, description="linear layers to adapt, by name; the default is PEFT's per architecture"
     )
     head: Literal["local", "frozen", "shared"] = Field(
-        "local", description="the task head: personal, public and frozen, or averaged"
+        "local",
+        description="the task head: personal, public and frozen, or averaged; models that "
+        "generate have none",
+    )
+    initial_adapter: str | None = Field(
+        None,
+        description="hub id or folder of a PEFT adapter whose values are the public start",
     )
 
     # On which data
@@ -57,7 +84,16 @@ class TrainConfig(BaseModel):
         None, description="split for the common test; by default validation or test if there is one"
     )
     text_column: Names | None = Field(None, description="column of the text, or two for a pair")
-    label_column: str | None = Field(None, description="column of the label")
+    label_column: str | None = Field(
+        None, description="column of the label; for generation only the partition reads it"
+    )
+    answer_column: str | None = Field(
+        None, description="generation: column of the answer (prompt: text_column); or 'messages'"
+    )
+    prompt_template: str | None = Field(
+        None,
+        description="generation: text with {prompt} in it; default: the tokenizer's chat template",
+    )
     group_column: str | None = Field(
         None, description="rows with equal value here never stand on both sides of a split"
     )
@@ -72,7 +108,12 @@ class TrainConfig(BaseModel):
         None, ge=1, description="number of clients (default 10; 'column:NAME' counts its values)"
     )
     partition: str = Field(
-        "dirichlet:0.5", description="iid, dirichlet:ALPHA, pathological:CLASSES or column:NAME"
+        "auto",
+        description="iid, dirichlet:ALPHA, pathological:CLASSES, column:NAME, or length (of the "
+        "text, or of the answer); auto: dirichlet:0.5 where there are labels, else iid",
+    )
+    min_rows: int = Field(
+        2, ge=2, description="fewest rows of a client; dirichlet is drawn again until it holds"
     )
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of a client's rows kept back")
     participation: float = Field(1.0, gt=0, le=1, description="share of clients in a round")
@@ -81,15 +122,26 @@ class TrainConfig(BaseModel):
     rounds: int = Field(10, ge=1, description="communication rounds")
     local_steps: int = Field(5, ge=1, description="optimizer steps of a client in a round")
     batch_size: int = Field(16, ge=1, description="rows in a step")
+    gradient_accumulation: int = Field(
+        1, ge=1, description="parts that a step's rows are worked off in; the step stays the same"
+    )
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="local optimizer")
     learning_rate: float = Field(
-        4e-3, gt=0, description="peak learning rate; the default suits small models with adamw"
+        default_factory=lambda given: 0.1 if given.get("adapter") == "vera" else 4e-3,
+        gt=0,
+        description="peak learning rate; the default suits small models with adamw [default: "
+        "0.004; vera: 0.1]",
     )
     head_learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate of the head (default: learning_rate)"
+        default_factory=lambda given: 4e-3 if given.get("adapter") == "vera" else None,
+        gt=0,
+        description="peak learning rate of the head [default: learning_rate; vera: 0.004]",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="decay of the learning rate over the whole run"
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="local steps of the whole run in which the learning rate rises"
     )
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
@@ -103,7 +155,23 @@ class TrainConfig(BaseModel):
     client_state: Literal["memory", "disk"] = Field(
         "memory", description="where the clients' personal state waits between its turns"
     )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: products under autocast; what is trained stays in fp32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="keep fewer activations and compute them again: less memory, more time"
+    )
+    compile: bool = Field(False, description="let torch.compile make the passes")
     evaluate_every: int = Field(5, ge=1, description="rounds between evaluations")
+    cross_rows: int = Field(
+        400,
+        ge=0,
+        description="other clients' test rows on which each model is tried (0: none)",
+    )
+    decode_rows: int = Field(
+        32, ge=0, description="generation: test rows of a client that are answered by decoding"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="generation: longest answer in tokens")
     checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints")
     device: str = Field("auto", description="torch device; auto takes cuda where there is one")
     output_dir: str | None = Field(None, description="run folder; by default a new one below runs/")
@@ -114,6 +182,13 @@ class TrainConfig(BaseModel):
             raise ValueError("momentum needs optimizer='sgd'; adamw has its own moments")
         if self.text_column is not None and len(self.text_column) > 2:
             raise ValueError("text_column takes one column, or two for a sentence pair")
+        if self.prompt_template is not None and self.prompt_template.count("{prompt}") != 1:
+            raise ValueError("prompt_template needs {prompt} in it, once")
+        if self.warmup_steps >= self.rounds * self.local_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} leaves nothing of the "
+                f"{self.rounds * self.local_steps} local steps of the run"
+            )
         return self
 
     @classmethod
@@ -148,14 +223,20 @@ class TrainConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _spelling(cls, data: Any) -> Any:
-        """``none`` stands for None where there is no null, and ``fedsa-lora`` for ``fedsa``."""
-        if isinstance(data, dict):
-            data = {
-                k: None if isinstance(v, str) and v.lower() == "none" else v
-                for k, v in data.items()
-            }
-            if isinstance(data.get("method"), str):
-                data["method"] = data["method"].removesuffix("-lora")
+        """``none`` stands for None where there is no null; ``fedsa-rslora`` names both options."""
+        if not isinstance(data, dict):
+            return data
+        data = {
+            k: None if isinstance(v, str) and v.lower() == "none" else v for k, v in data.items()
+        }
+        method = data.get("method")
+        for kind in _KINDS:
+            if isinstance(method, str) and method.endswith(f"-{kind}"):
+                given = data.setdefault("adapter", kind)
+                if given != kind:
+                    raise ValueError(f"method={method!r} does not go with adapter={given!r}")
+                data["method"] = method.removesuffix(f"-{kind}")
+                break
         return data
 
 

@@ -13,7 +13,7 @@ LAYERS = [
     ["adapters"],
     ["methods", "data"],
     ["federation"],
-    ["runtimes"],
+    ["runtimes", "reporting"],
     ["cli"],
 ]
 FREE_AMONG_THEMSELVES = {"errors", "types", "streams", "config"}

@@ -28,7 +28,14 @@ def test_public_names() -> None:
         "resume",
         "train",
     ]
-    assert fedsa_kernels.__all__ == ["keep_mask", "layer_keys", "lora_linear", "token_keys"]
+    assert fedsa_kernels.__all__ == [
+        "keep_mask",
+        "layer_keys",
+        "lora_linear",
+        "row_keys",
+        "token_keys",
+        "vera_linear",
+    ]
     for name in fedsa_secure.__all__:
         assert inspect.getdoc(getattr(fedsa_secure, name)), name
 

@@ -1,18 +1,28 @@
 """Put adapters and grouped heads into a transformers model, and move clients in and out of it."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Int32
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedsa_secure.adapters.context import BatchContext
 from fedsa_secure.adapters.head import GroupedLinear
-from fedsa_secure.adapters.lora import LoRALinear, LoRASettings
-from fedsa_secure.errors import ConfigError, did_you_mean
+from fedsa_secure.adapters.layer import AdapterLayer
+from fedsa_secure.adapters.lora import LoRALinear
+from fedsa_secure.adapters.peft_reading import PeftAdapter
+from fedsa_secure.adapters.settings import AdapterSettings
+from fedsa_secure.adapters.targets import find_targets, head_paths, is_generative
+from fedsa_secure.adapters.vera import Projections, VeRALinear, private_key
+from fedsa_secure.errors import AdapterError, ConfigError
 from fedsa_secure.types import NamedTensors, Role
 
 _FINGERPRINT_VALUES = 64
@@ -41,11 +51,19 @@ class AdaptedModel:
         model: nn.Module,
         context: BatchContext,
         slots: dict[str, _Slot],
-        settings: LoRASettings,
+        settings: AdapterSettings,
         initial: NamedTensors,
+        projections: tuple[Projections, ...] = (),
     ) -> None:
-        self.model = model
+        self.model: Any = model
         self.settings = settings
+        self.projections = projections
+        """VeRA's frozen factors; the second pair is that of private adapters."""
+        self.half_precision = False
+        """Whether products are made in bfloat16 under autocast; what is trained is not."""
+        self._forward: Callable[..., Any] = model
+        # Most decoders can leave out the output layer where nothing is to be predicted.
+        self._picks_positions = "logits_to_keep" in signature(type(model).forward).parameters
         self._context = context
         self._slots = slots
         self.fingerprint = _fingerprint(model, initial)
@@ -60,7 +78,57 @@ class AdaptedModel:
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return next(self.model.parameters()).device
+        return torch.device(next(self.model.parameters()).device)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes text; such a model has no head."""
+        return is_generative(self.model)
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether prompt and answer go into the model apart."""
+        return bool(getattr(self.model.config, "is_encoder_decoder", False))
+
+    @property
+    def decoder_start_token(self) -> int | None:
+        """First token of the decoder of an encoder-decoder model."""
+        return int(self.model.config.decoder_start_token_id) if self.encoder_decoder else None
+
+    def layers(self) -> dict[str, AdapterLayer]:
+        """The adapted layers by path."""
+        found = dict(self.model.named_modules())
+        return {p: m for p, m in found.items() if isinstance(m, AdapterLayer)}
+
+    def compile(self, **options: Any) -> None:
+        """Let ``torch.compile`` make the forward and backward passes from now on.
+
+        Args:
+            options: passed on to ``torch.compile``.
+        """
+        self._forward = torch.compile(self.model, **options)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only the inputs of the model's layers and compute the rest again in the backward.
+
+        The switch of transformers acts in training mode only, which would turn the base model's
+        dropout on.
+
+        Raises:
+            ConfigError: if the model has no layers that transformers marks for this.
+        """
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not layers:
+            raise ConfigError(
+                "gradient_checkpointing",
+                f"a {type(self.model).__name__} has no layers marked for it",
+                "set gradient_checkpointing=False",
+            )
+        for layer in layers:
+            # Nothing in it draws at random: the base's dropout is off, ours comes from keys.
+            layer.forward = partial(
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+            )
 
     def names(self, roles: Collection[Role]) -> list[str]:
         """Names of the parameters with one of these roles, in the model's order."""
@@ -99,57 +167,121 @@ class AdaptedModel:
 
     def __call__(
         self,
-        inputs: dict[str, Int[Tensor, "row token"]],
-        keys: Int32[Tensor, "row token"] | None = None,
-    ) -> Float[Tensor, "row label"]:
-        """Logits of a client-major batch.
+        inputs: dict[str, Int[Tensor, "row _"]],
+        keys: Int32[Tensor, " row"] | None = None,
+        positions: Int[Tensor, " kept"] | None = None,
+    ) -> Float[Tensor, "row *token out"]:
+        """Logits of a client-major batch: of the classes, or of the tokens at each position.
 
         Args:
             inputs: what the model's tokenizer made: input_ids, attention_mask, ….
-            keys: dropout keys of the tokens while training, else None.
+            keys: dropout keys of the rows while training, else None.
+            positions: for generation the only positions that are asked for; None for all.
         """
         self._context.rows = inputs["input_ids"].shape[0]
         self._context.keys = keys
-        logits: Tensor = self.model(**inputs).logits
-        return logits
+        options: dict[str, Any] = {"use_cache": False} if self.generates else {}
+        if positions is not None and self._picks_positions:
+            options["logits_to_keep"] = positions
+        with self._autocast():
+            logits: Tensor = self._forward(**inputs, **options).logits
+        # Losses and scores are computed in full precision.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits if positions is None or self._picks_positions else logits[:, positions]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision)
+
+    @torch.no_grad()
+    def generate(
+        self, inputs: dict[str, Int[Tensor, "row token"]], config: GenerationConfig
+    ) -> Int[Tensor, "row new"]:
+        """Token ids that the model writes after prompts that are padded on the left.
+
+        Args:
+            inputs: input_ids and attention_mask of the prompts.
+            config: how to decode.
+
+        Raises:
+            AdapterError: if more than one client is loaded.
+        """
+        if self.clients != 1:
+            raise AdapterError("one client at a time can generate")
+        self._context.rows, self._context.keys = inputs["input_ids"].shape[0], None
+        with self._autocast():
+            written: Tensor = self.model.generate(**inputs, generation_config=config)
+        return written if self.encoder_decoder else written[:, inputs["input_ids"].shape[1] :]
 
 
-def attach(model: nn.Module, settings: LoRASettings, seed: int) -> AdaptedModel:
+def attach(
+    model: nn.Module, settings: AdapterSettings, seed: int, start: PeftAdapter | None = None
+) -> AdaptedModel:
     """Freeze a transformers model and give it adapters and a grouped head.
 
     Args:
-        model: a model with a task head, such as ``BertForSequenceClassification``; changed in
-            place.
+        model: a model with a task head, such as ``BertForSequenceClassification``, or one that
+            generates; changed in place.
         settings: the shape of the adapters.
-        seed: root of the public start of A.
+        seed: root of the public start.
+        start: an adapter that was trained before, whose values are the public start; its settings
+            have to be those given.
 
     Raises:
-        ConfigError: if a target module does not exist or is not a linear layer.
+        ConfigError: if a target module does not exist or is not a linear layer, or the start does
+            not fit the model.
     """
     model.requires_grad_(False).eval()
-    head_paths = _head_paths(model)
-    targets = _find_targets(model, settings, head_paths)
+    for module in model.modules():
+        # On some CPUs bitsandbytes repacks a 4-bit weight in its first pass without gradients,
+        # and a later pass with gradients goes wrong without a word.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not in the stubs
+    heads = head_paths(model)
+    targets = find_targets(model, settings, heads)
+    projections = _projections(settings, targets.values(), start)
     context, slots, initial = BatchContext(), dict[str, _Slot](), NamedTensors()
 
-    def register(path: str, module: nn.Module, attribute: str, role: Role, start: Tensor) -> None:
+    def register(path: str, module: nn.Module, attribute: str, role: Role, value: Tensor) -> None:
         name = f"{path}.{attribute}"
         slots[name] = _Slot(module, attribute, role)
-        initial[name] = start.detach().cpu().clone()
+        initial[name] = value.detach().cpu().clone()
 
     for path in targets:
-        lora = LoRALinear(_linear(model, path), settings, path, context)
-        model.set_submodule(path, lora)
-        register(path, lora, "A", Role.A, lora.start(seed))
-        register(path, lora, "B", Role.B, lora.B[0])
-    for path in head_paths:
+        base = model.get_submodule(path)
+        layer: AdapterLayer = (
+            VeRALinear(base, settings, path, context, projections)
+            if settings.kind == "vera"
+            else LoRALinear(base, settings, path, context)
+        )
+        model.set_submodule(path, layer)
+        for attribute, (role, value) in layer.starts(seed).items():
+            register(path, layer, attribute, role, value)
+    for path in heads:
         grouped = GroupedLinear(_linear(model, path), context)
         model.set_submodule(path, grouped)
         register(path, grouped, "weight", Role.HEAD, grouped.weight[0])
         if grouped.bias is not None:
             register(path, grouped, "bias", Role.HEAD, grouped.bias[0])
-    adapted = AdaptedModel(model, context, slots, settings, initial)
+    if start is not None:
+        initial |= start.fitting(initial)
+    adapted = AdaptedModel(model, context, slots, settings, initial, projections)
     adapted.load([{}], trained=())
     return adapted
+
+
+def _projections(
+    settings: AdapterSettings, sizes: Collection[tuple[int, int]], start: PeftAdapter | None
+) -> tuple[Projections, ...]:
+    """VeRA's frozen factors: those of the start if it brings them, and a pair for private ones."""
+    if settings.kind != "vera":
+        return ()
+    key, rank = settings.projection_key, settings.rank
+    pairs = [Projections.draw(key, rank, sizes)]
+    if start is not None and start.projections is not None:
+        pairs[0] = start.projections
+    if settings.private:
+        pairs.append(Projections.draw(private_key(key), rank, sizes))
+    return tuple(pairs)
 
 
 def _fingerprint(model: nn.Module, initial: NamedTensors) -> str:
@@ -159,54 +291,13 @@ def _fingerprint(model: nn.Module, initial: NamedTensors) -> str:
     billions of parameters.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in [*model.named_parameters(), *initial.items()]:
-        flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // _FINGERPRINT_VALUES)].cpu().double()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers(), *initial.items()]:
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        if type(tensor) in (Tensor, nn.Parameter):  # packed weights of other libraries have no view
+            flat = tensor.detach().reshape(-1)
+            some = flat[:: max(1, flat.numel() // _FINGERPRINT_VALUES)].cpu().double()
+            digest.update(some.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _head_paths(model: nn.Module) -> list[str]:
-    """The linear layers of the head: everything that the task class adds to its base model."""
-    base = getattr(model, "base_model_prefix", "")
-    return [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path.split(".")[0] != base
-    ]
-
-
-def _find_targets(
-    model: nn.Module, settings: LoRASettings, head_paths: Collection[str]
-) -> list[str]:
-    """Paths of the layers to adapt: those whose path ends in one of the target names, as in PEFT.
-
-    An adapter is never put on the head: the head is trained (or frozen) as a whole.
-    """
-    names = settings.target_modules or _default_targets(model)
-    candidates = {
-        path: module
-        for path, module in model.named_modules()
-        if path and path not in head_paths and not list(module.children())
-    }
-    for name in names:
-        hits = [path for path in candidates if _matches(path, name)]
-        if not hits:
-            linear = {
-                path.split(".")[-1] for path, m in candidates.items() if isinstance(m, nn.Linear)
-            }
-            raise ConfigError(
-                "target_modules", f"the model has no layer {name!r}", did_you_mean(name, linear)
-            )
-        for path in hits:
-            if type(candidates[path]) is not nn.Linear:
-                raise ConfigError(
-                    "target_modules",
-                    f"{path} is a {type(candidates[path]).__name__}, and only nn.Linear can be "
-                    "adapted",
-                    "name linear layers only",
-                )
-    return [path for path in candidates if any(_matches(path, name) for name in names)]
 
 
 def _linear(model: nn.Module, path: str) -> nn.Linear:
@@ -214,20 +305,3 @@ def _linear(model: nn.Module, path: str) -> nn.Linear:
     if not isinstance(module, nn.Linear):
         raise TypeError(f"{path} is a {type(module).__name__}")
     return module
-
-
-def _matches(path: str, name: str) -> bool:
-    return path == name or path.endswith(f".{name}")
-
-
-def _default_targets(model: nn.Module) -> tuple[str, ...]:
-    """PEFT's choice for this architecture."""
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    found = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
-    if found is None:
-        raise ConfigError(
-            "target_modules",
-            f"there is no default for models of type {kind!r}",
-            "name the linear layers to adapt",
-        )
-    return tuple(found)

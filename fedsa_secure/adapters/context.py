@@ -13,9 +13,9 @@ class BatchContext:
     Args:
         clients: C, the number of client segments.
         rows: C times the rows of a segment.
-        keys: dropout keys of the tokens, or None outside training. [rows, token]
+        keys: dropout keys of the rows, or None outside training. [row]
     """
 
     clients: int = 1
     rows: int = 0
-    keys: Int32[Tensor, "row token"] | None = None
+    keys: Int32[Tensor, " row"] | None = None

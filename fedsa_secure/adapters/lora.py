@@ -1,107 +1,77 @@
-"""The LoRA module: one frozen linear layer, C adapters."""
-
-from dataclasses import dataclass
+"""The LoRA module, which is also rsLoRA's."""
 
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
-from fedsa_kernels import layer_keys, lora_linear
+from fedsa_kernels import lora_linear
 from fedsa_secure.adapters.context import BatchContext
-from fedsa_secure.errors import AdapterError
-from fedsa_secure.streams import derive, torch_stream
+from fedsa_secure.adapters.layer import AdapterLayer
+from fedsa_secure.adapters.settings import AdapterSettings
+from fedsa_secure.streams import torch_stream
+from fedsa_secure.types import Role
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoRASettings:
-    """The shape of the adapters.
-
-    Args:
-        rank: r.
-        alpha: numerator of the scaling.
-        dropout: probability of dropping an input element of the adapter during training.
-        target_modules: names of the linear layers to adapt; None for PEFT's default.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] | None = None
-
-    @property
-    def scaling(self) -> float:
-        """Alpha / r (Hu et al., LoRA, §4.1)."""
-        return self.alpha / self.rank
-
-
-class LoRALinear(nn.Module):
+class LoRALinear(AdapterLayer):
     """``y = x·Wᵀ + bias + scaling · dropout(x)·A_cᵀ·B_cᵀ`` for the rows of client c.
 
-    Shapes: A [client, r, d_in], B [client, d_out, r].
+    With a private adapter (FedDPA) the client's two adapters stand side by side in one of rank 2r:
+    ``B·A + B'·A' = [B B']·[A; A']``, so both cost one call.
+
+    Shapes: A [client, r, d_in], B [client, d_out, r]; private_A and private_B likewise.
 
     Args:
         base: the layer that is adapted; frozen.
         settings: rank, scaling and dropout.
-        name: path of the layer in its model; names it in errors and in random streams.
+        name: path of the layer in its model.
         context: the batch, shared by all adapters of a model.
     """
 
     def __init__(
-        self, base: nn.Linear, settings: LoRASettings, name: str, context: BatchContext
+        self, base: nn.Module, settings: AdapterSettings, name: str, context: BatchContext
     ) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.scaling, self.dropout, self.name = settings.scaling, settings.dropout, name
-        self._context = context
-        self._layer = derive(0, "dropout layer", name) & 0xFFFFFFFF
-        rank, like = settings.rank, base.weight
-        self.A = nn.Parameter(like.new_zeros(1, rank, base.in_features))
-        self.B = nn.Parameter(like.new_zeros(1, base.out_features, rank))
+        super().__init__(base, name, settings.dropout, context)
+        self.scaling, self.private, rank = settings.scaling, settings.private, settings.rank
+        self.A = nn.Parameter(self.like.new_zeros(1, rank, self.d_in))
+        self.B = nn.Parameter(self.like.new_zeros(1, self.d_out, rank))
+        if self.private:
+            self.private_A = nn.Parameter(torch.zeros_like(self.A))
+            self.private_B = nn.Parameter(torch.zeros_like(self.B))
 
-    def start(self, seed: int) -> Float[Tensor, "r d_in"]:
-        """The public start of A: Kaiming-uniform as PEFT draws it, from a stream of its own.
+    def starts(self, seed: int) -> dict[str, tuple[Role, Tensor]]:
+        """A starts Kaiming-uniform as PEFT draws it, from a stream of its own; B at zero.
 
-        B starts at zero, so that the adapted model starts as the base model.
+        So the adapted model starts as the base model.
         """
-        stream = torch_stream(seed, "lora A", self.name)
-        bound = self.base.in_features**-0.5
+        found = {"A": (Role.A, self._draw(seed, "lora A")), "B": (Role.B, self.B[0])}
+        if self.private:
+            found["private_A"] = (Role.PRIVATE_A, self._draw(seed, "lora private A"))
+            found["private_B"] = (Role.PRIVATE_B, self.private_B[0])
+        return found
+
+    def delta(self, tensors: dict[str, Tensor]) -> Float[Tensor, "d_out d_in"]:
+        """``scaling · B·A``, of both adapters if there are two."""
+        product = tensors["B"] @ tensors["A"]
+        if self.private:
+            product = product + tensors["private_B"] @ tensors["private_A"]
+        return self.scaling * product
+
+    def adapt(
+        self,
+        x: Float[Tensor, "row *rest d_in"],
+        weight: Float[Tensor, "d_out d_in"] | None,
+        bias: Float[Tensor, " d_out"] | None,
+        keys: Int32[Tensor, " vector"] | None,
+    ) -> Float[Tensor, "row *rest d_out"]:
+        """One call of ``lora_linear``."""
+        A: Tensor = self.A
+        B: Tensor = self.B
+        if self.private:
+            A, B = torch.cat([A, self.private_A], 1), torch.cat([B, self.private_B], 2)
+        return lora_linear(x, weight, bias, A, B, self.scaling, dropout=self.dropout, keys=keys)
+
+    def _draw(self, seed: int, purpose: str) -> Float[Tensor, "r d_in"]:
+        stream = torch_stream(seed, purpose, self.name)
         values = torch.rand(self.A.shape[1:], generator=stream, dtype=torch.float64)
-        start: Tensor = ((2 * values - 1) * bound).to(self.A)
+        start: Tensor = ((2 * values - 1) * self.d_in**-0.5).to(self.A)
         return start
-
-    def forward(self, x: Float[Tensor, "row *rest"]) -> Float[Tensor, "row *rest_out"]:
-        """Apply the layer; the first dimension of x is the rows of the batch.
-
-        Raises:
-            AdapterError: if x does not come in client segments.
-        """
-        context = self._context
-        if context.clients > 1 and x.shape[0] != context.rows:
-            raise AdapterError(
-                f"{self.name} is called with {x.shape[0]} rows where the batch has {context.rows}, "
-                f"so its input does not belong to single clients; "
-                f"set clients_per_pass=1 or leave it out of target_modules"
-            )
-        return lora_linear(
-            x,
-            self.base.weight,
-            self.base.bias,
-            self.A,
-            self.B,
-            self.scaling,
-            dropout=self.dropout,
-            keys=self._keys(x),
-        )
-
-    def _keys(self, x: Tensor) -> Int32[Tensor, " vector"] | None:
-        """One dropout key per vector of x. Inputs that are not [row, token, …] count on."""
-        keys = self._context.keys
-        if keys is None or self.dropout == 0.0:
-            return None
-        vectors = x.numel() // x.shape[-1]
-        if vectors != keys.numel():  # a pooled row, or (with one client) any other shape
-            per_row = keys[:, 0] if x.shape[0] == keys.shape[0] else keys[:1, 0]
-            repeats = vectors // per_row.numel()
-            place = torch.arange(repeats, dtype=torch.int32, device=keys.device)
-            keys = per_row[:, None] + place
-        return layer_keys(keys.reshape(-1), self._layer)

@@ -1,11 +1,19 @@
 """Load base models and tokenizers: hub ids, local folders and the embedded MiniLM."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from fedsa_secure.errors import ConfigError, MissingExtraError
@@ -15,14 +23,15 @@ EMBEDDED = "minilm"
 """Name of the model that the extra ``demo`` brings: all-MiniLM-L6-v2, 22.7M parameters."""
 
 
-def load_pretrained(name: str, labels: int, seed: int) -> tuple[Any, Any]:
-    """A model with a fresh classification head, and its tokenizer.
+def load_pretrained(name: str, labels: int | None, seed: int) -> tuple[Any, Any]:
+    """A model for the task, and its tokenizer.
 
-    The head is drawn from a stream of its own, so it is the same for everyone with this seed.
+    A fresh classification head is drawn from a stream of its own, so it is the same for everyone
+    with this seed.
 
     Args:
-        name: hub id, local folder, or ``"minilm"``.
-        labels: number of classes.
+        name: hub id, local folder, .gguf file, or ``"minilm"``.
+        labels: number of classes; None for a model that generates.
         seed: root seed of the run.
 
     Returns:
@@ -30,30 +39,56 @@ def load_pretrained(name: str, labels: int, seed: int) -> tuple[Any, Any]:
 
     Raises:
         ConfigError: if the model cannot be loaded.
-        MissingExtraError: if the embedded model is asked for and not installed.
+        MissingExtraError: if the embedded model is asked for and not installed, or a .gguf file is
+            given without the package that reads it.
     """
-    source = str(_embedded_folder()) if name == EMBEDDED else name
-    loud, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    transformers_logging.set_verbosity_error()  # "newly initialized" is what we want for a head
+    source, options = _source(name)
+    with _quiet_transformers():
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(derive(seed, "head"))
+                model = _load(source, labels, options)
+            return model, AutoTokenizer.from_pretrained(source, **options)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ConfigError(
+                "model",
+                f"cannot load {name!r}: {reason}",
+                "give a hub id, a local folder of a transformers model, a .gguf file, or 'minilm'",
+            ) from error
+
+
+def _load(source: str, labels: int | None, options: dict[str, str]) -> Any:
+    kept = {"dtype": torch.float32, **options}
+    config = AutoConfig.from_pretrained(source, **options)
+    if labels is not None:
+        config.num_labels = labels
+        return AutoModelForSequenceClassification.from_pretrained(source, config=config, **kept)
+    family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return family.from_pretrained(source, **kept)
+
+
+def _source(name: str) -> tuple[str, dict[str, str]]:
+    """Where transformers finds a model, and the file in it if it is a packed one."""
+    if name == EMBEDDED:
+        return str(_embedded_folder()), {}
+    if not name.endswith(".gguf"):
+        return name, {}
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf")
+    path = Path(name)
+    return str(path.parent), {"gguf_file": path.name}
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars, and no warning of a newly initialised head, which is what we want."""
+    loud = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(derive(seed, "head"))
-            config = AutoConfig.from_pretrained(source, num_labels=labels)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                source, config=config, dtype=torch.float32
-            )
-        return model, AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(
-            "model",
-            f"cannot load {name!r}: {reason}",
-            "give a hub id, a local folder of a transformers model, or 'minilm'",
-        ) from error
+        yield
     finally:
         transformers_logging.set_verbosity(loud)
         if bars:
@@ -66,9 +101,9 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         ConfigError: if there is none.
     """
-    source = str(_embedded_folder()) if name == EMBEDDED else name
+    source, options = _source(name)
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(
             "tokenizer", f"cannot load a tokenizer for {name!r}", "pass tokenizer=…"

@@ -18,18 +18,28 @@ class Batch:
 
     Args:
         inputs: padded inputs of the model. Each [client·row, token]
-        labels: class of each row. [client·row]
+        labels: class of each row [client·row], or for generation the token that each position has
+            to predict [client·row, token].
         real: False for rows that only fill a segment and never count. [client, row]
     """
 
-    inputs: dict[str, Int[Tensor, "rows token"]]
-    labels: Int[Tensor, " rows"]
+    inputs: dict[str, Int[Tensor, "rows _"]]
+    labels: Int[Tensor, " rows"] | Int[Tensor, "rows token"]
     real: Bool[Tensor, "client row"]
 
-    def positions(self) -> Int[Tensor, "client row token"]:
-        """Place of each token in its own sequence, counted without padding."""
-        places = self.inputs["attention_mask"].cumsum(-1) - 1
-        return places.view(*self.real.shape, -1)
+    def parts(self, count: int) -> "list[Batch]":
+        """The same rows in at most this many batches, each with some rows of every client."""
+        if count == 1:
+            return [self]
+        rows = torch.arange(self.real.shape[1], device=self.real.device)
+        return [self._rows(chosen) for chosen in rows.chunk(count)]
+
+    def _rows(self, chosen: Int[Tensor, " row"]) -> "Batch":
+        def of_each_client(values: Tensor) -> Tensor:
+            return values.view(*self.real.shape, *values.shape[1:])[:, chosen].flatten(0, 1)
+
+        inputs = {name: of_each_client(values) for name, values in self.inputs.items()}
+        return Batch(inputs, of_each_client(self.labels), self.real[:, chosen])
 
 
 def draw_rows(
@@ -53,30 +63,31 @@ def draw_rows(
 def collate(rows: EncodedRows, segments: Sequence[np.ndarray], device: torch.device) -> Batch:
     """Put the chosen rows of each client into one padded batch.
 
-    Segments shorter than the longest are filled with rows of padding, never with data.
+    A segment that is shorter than the longest is filled with its client's own first row, marked as
+    not real; never with another client's data.
     """
     size = max(len(segment) for segment in segments)
     real = np.zeros((len(segments), size), dtype=bool)
-    chosen = np.full((len(segments), size), -1, dtype=np.int64)
+    chosen = np.empty((len(segments), size), dtype=np.int64)
     for c, segment in enumerate(segments):
         real[c, : len(segment)] = True
+        chosen[c] = segment[0]
         chosen[c, : len(segment)] = segment
     flat = chosen.reshape(-1)
     inputs = {
         name: torch.from_numpy(_padded(values, flat, rows.pad[name])).to(device)
         for name, values in rows.columns.items()
     }
-    # A row without any visible token would give a softmax over nothing.
-    inputs["attention_mask"][torch.from_numpy(flat < 0), 0] = 1
-    labels = np.where(flat >= 0, rows.labels[np.maximum(flat, 0)], 0)
-    return Batch(inputs, torch.from_numpy(labels).to(device), torch.from_numpy(real).to(device))
+    labels = inputs.pop("labels", None)
+    if labels is None:
+        labels = torch.from_numpy(rows.labels[flat]).to(device)
+    return Batch(inputs, labels, torch.from_numpy(real).to(device))
 
 
 def _padded(values: list[np.ndarray], chosen: np.ndarray, pad: int) -> np.ndarray:
-    """Rows side by side, padded on the right; row -1 is padding only."""
-    longest = max(len(values[row]) for row in chosen if row >= 0)
+    """Rows side by side, padded on the right."""
+    longest = max(len(values[row]) for row in chosen)
     block = np.full((len(chosen), longest), pad, dtype=np.int64)
     for place, row in enumerate(chosen):
-        if row >= 0:
-            block[place, : len(values[row])] = values[row]
+        block[place, : len(values[row])] = values[row]
     return block

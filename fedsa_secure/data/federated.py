@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from datasets import Dataset, DatasetDict
 from flwr_datasets.partitioner import Partitioner
 
 from fedsa_secure.config import TrainConfig
+from fedsa_secure.data.dialogue import PromptForm, encode_answers
 from fedsa_secure.data.encoding import EncodedRows, encode
-from fedsa_secure.data.partition import partition
+from fedsa_secure.data.partition import DRAWS, partition
 from fedsa_secure.data.pool import Pool, load_pool
 from fedsa_secure.data.shards import Shard, choose_groups, split_shard, split_shard_by_group
+from fedsa_secure.errors import ConfigError
 from fedsa_secure.streams import numpy_stream
 
 _log = logging.getLogger(__name__)
@@ -27,8 +30,9 @@ class FederatedData:
         rows: all encoded rows of the pool.
         shards: each client's own rows, as indices into ``rows``.
         common: the class-balanced test on which all personal models are compared, or None.
-        label_names: name of each class.
+        label_names: name of each class; empty for generation without classes.
         fingerprint: changes with any text, label or assignment; a resumed run compares it.
+        tokenizer: reads what a model writes.
     """
 
     rows: EncodedRows
@@ -36,6 +40,12 @@ class FederatedData:
     common: EncodedRows | None
     label_names: tuple[str, ...]
     fingerprint: str
+    tokenizer: Any
+
+    @property
+    def generation(self) -> bool:
+        """Whether answers are written and not classes told."""
+        return self.rows.answers is not None
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,18 @@ class Division:
         pool: the rows that the shards point into.
         shards: each client's own rows.
         common: rows of the common test, or None.
+        spec: the partition that was chosen.
     """
 
     pool: Pool
     shards: list[Shard]
     common: Pool | None
+    spec: str | Partitioner
+
+    @property
+    def generation(self) -> bool:
+        """Whether answers are to be written and not classes to be told."""
+        return self.pool.answer is not None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -72,30 +89,69 @@ def divide(
         pool, common = _hold_out(pool, config)
     else:
         common = _balanced(common, config)
-    assigned = partition(pool, spec, config.clients, config.seed)
-    if pool.groups is None:
-        shards = [
-            split_shard(pool, rows, k, config.test_fraction, config.seed)
-            for k, rows in enumerate(assigned)
-        ]
+    if spec == "auto":
+        spec = "dirichlet:0.5" if pool.label_names else "iid"
+    return Division(pool, _divided(pool, spec, config), common, spec)
+
+
+def _divided(pool: Pool, spec: str | Partitioner, config: TrainConfig) -> list[Shard]:
+    """Everybody's shard. A draw that leaves a client without a test part is drawn again.
+
+    Skewed draws over many clients often do; refusing them would leave strong skew to large data.
+
+    Raises:
+        ConfigError: of the last draw, if none will do.
+    """
+    draws = DRAWS if isinstance(spec, str) and spec.startswith("dirichlet") else 1
+    for draw in range(draws):
+        try:
+            assigned = partition(pool, spec, config, draw)
+            shards = _split(pool, assigned, config)
+        except ConfigError as error:
+            if draw == draws - 1 or error.option not in ("partition", "test_fraction"):
+                raise
+            continue
+        if draw:
+            _log.info("the partition was drawn %d times", draw + 1)
+        return shards
+    raise AssertionError("a loop over at least one draw ends inside it")
+
+
+def _split(pool: Pool, assigned: list[np.ndarray], config: TrainConfig) -> list[Shard]:
+    if pool.groups is not None:
+        return _split_by_group(pool, pool.groups, assigned, config)
+    return [
+        split_shard(pool, rows, k, config.test_fraction, config.seed)
+        for k, rows in enumerate(assigned)
+    ]
+
+
+def encode_division(
+    division: Division, tokenizer: Any, config: TrainConfig, decoder_start: int | None = None
+) -> FederatedData:
+    """Tokenize a division.
+
+    Args:
+        division: what is to be tokenized.
+        tokenizer: that of the model.
+        config: longest sequence and form of the prompts.
+        decoder_start: for generation the first token of an encoder-decoder model's decoder.
+    """
+    if division.generation:
+        form = PromptForm(tokenizer, config.prompt_template, decoder_start)
+        make = partial(encode_answers, form=form, max_length=config.max_length)
     else:
-        shards = _split_by_group(pool, pool.groups, assigned, config)
-    return Division(pool, shards, common)
-
-
-def encode_division(division: Division, tokenizer: Any, max_length: int) -> FederatedData:
-    """Tokenize a division."""
+        make = partial(encode, tokenizer=tokenizer, max_length=config.max_length)
     pool = division.pool
-    rows = encode(pool, tokenizer, max_length)
-    common = None
-    if division.common is not None:
-        common = encode(division.common, tokenizer, max_length)
+    rows = make(pool)
+    common = None if division.common is None else make(division.common)
     return FederatedData(
         rows=rows,
         shards=division.shards,
         common=common,
         label_names=pool.label_names,
         fingerprint=_fingerprint(rows, division.shards, pool.label_names, common),
+        tokenizer=tokenizer,
     )
 
 
@@ -124,16 +180,16 @@ def _hold_out(pool: Pool, config: TrainConfig) -> tuple[Pool, Pool | None]:
         held = choose_groups(pool.groups, size / len(pool), config.seed, "common groups")
     if len(np.unique(pool.labels[held])) < len(np.unique(pool.labels)):
         return pool, None  # the chosen groups lack a class
-    common = _balanced(_select(pool, np.flatnonzero(held)), config)
+    common = _balanced(pool.select(np.flatnonzero(held)), config)
     left_out = int(held.sum()) - len(common or ())
     if left_out:
         _log.info("%d rows left out: their groups are those of the common test", left_out)
-    return _select(pool, np.flatnonzero(~held)), common
+    return pool.select(np.flatnonzero(~held)), common
 
 
 def _balanced(pool: Pool, config: TrainConfig) -> Pool | None:
     rows = _balanced_rows(pool.labels, config.common_rows, config.seed)
-    return _select(pool, rows) if len(rows) else None
+    return pool.select(rows) if len(rows) else None
 
 
 def _balanced_rows(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -145,16 +201,6 @@ def _balanced_rows(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(picked))
 
 
-def _select(pool: Pool, rows: np.ndarray) -> Pool:
-    return Pool(
-        pool.rows.select(rows),
-        pool.texts,
-        pool.labels[rows],
-        None if pool.groups is None else pool.groups[rows],
-        pool.label_names,
-    )
-
-
 def _fingerprint(
     rows: EncodedRows, shards: list[Shard], names: tuple[str, ...], common: EncodedRows | None
 ) -> str:
@@ -163,8 +209,9 @@ def _fingerprint(
     for part in (rows, common):
         if part is not None:
             digest.update(part.labels.tobytes())
-            for ids in part.columns["input_ids"]:
-                digest.update(ids.tobytes() + b"|")
+            for name in ("input_ids", "labels"):
+                for values in part.columns.get(name, ()):
+                    digest.update(values.tobytes() + b"|")
     for shard in shards:
         digest.update(shard.train.tobytes() + b"|" + shard.test.tobytes() + b"||")
     return digest.hexdigest()

@@ -11,35 +11,68 @@ from flwr_datasets.partitioner import (
     PathologicalPartitioner,
 )
 
+from fedsa_secure.config import TrainConfig
 from fedsa_secure.data.pool import Pool
 from fedsa_secure.data.sources import quiet
 from fedsa_secure.errors import ConfigError, did_you_mean
 from fedsa_secure.streams import derive
 
-MIN_ROWS = 2
-"""Fewest rows of a client: one to train on and one to test on."""
+DRAWS = 50
+"""How often a Dirichlet partition is drawn before it is refused."""
 DEFAULT_CLIENTS = 10
 _LABEL, _ROW = "__fedsa_label__", "__fedsa_row__"
-_SPECS = ("iid", "dirichlet:0.5", "pathological:2", "column:NAME")
+_SPECS = ("iid", "dirichlet:0.5", "pathological:2", "column:NAME", "length")
 
 
 def partition(
-    pool: Pool, spec: str | Partitioner, clients: int | None, seed: int
+    pool: Pool, spec: str | Partitioner, config: TrainConfig, draw: int = 0
 ) -> list[np.ndarray]:
     """Rows of each client, in the order of the pool.
 
     Args:
         pool: what is divided.
-        spec: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES``, ``column:NAME``, or a
-            partitioner of ``flwr-datasets``.
-        clients: how many; None for 10, or for as many as the column has values.
-        seed: root seed; the partitioner gets a seed of its own.
+        spec: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES``, ``column:NAME``, ``length``,
+            or a partitioner of ``flwr-datasets``.
+        config: number of clients (None for 10, or for as many as the column has values), fewest
+            rows of a client, and the seed.
+        draw: counts the draws of one configuration.
 
     Raises:
         ConfigError: if the division is impossible, with rows, clients and the remedy.
     """
+    if spec == "length":
+        shards = _by_length(pool, config.clients or DEFAULT_CLIENTS)
+    else:
+        shards = _by_partitioner(pool, spec, config, draw)
+    clients = config.clients
+    if clients is not None and len(shards) != clients:
+        raise ConfigError(
+            "clients",
+            f"the partition has {len(shards)} clients, but {clients} were asked for",
+            f"set clients={len(shards)} or leave it out",
+        )
+    held = sum(len(shard) for shard in shards)
+    if isinstance(spec, str) and held != len(pool):
+        raise _refused(pool, spec, clients, f"{len(pool) - held} rows would be no client's")
+    for k, shard in enumerate(shards):
+        if len(shard) < config.min_rows:
+            reason = f"client {k} would have {len(shard)} rows, and {config.min_rows} are needed"
+            raise _refused(pool, spec, len(shards), reason)
+    return shards
+
+
+def _by_length(pool: Pool, clients: int) -> list[np.ndarray]:
+    """Equal shares in order of length: the first client has the shortest rows."""
+    order = np.argsort(pool.lengths(), kind="stable")
+    return [np.sort(part) for part in np.array_split(order, clients)]
+
+
+def _by_partitioner(
+    pool: Pool, spec: str | Partitioner, config: TrainConfig, draw: int
+) -> list[np.ndarray]:
     if isinstance(spec, str):
-        partitioner = _build(pool, spec, clients, seed)
+        keys = (draw,) if draw else ()
+        partitioner = _build(pool, spec, config, derive(config.seed, "partition", *keys) % 2**31)
     elif spec.is_dataset_assigned():
         raise ConfigError(
             "partition", "this partitioner already holds a data set", "give it as it was made"
@@ -54,32 +87,23 @@ def partition(
             for name, values in extra.items():
                 rows = rows.add_column(name, values)
             partitioner.dataset = rows
-            shards = [
+            return [
                 np.sort(np.asarray(partitioner.load_partition(k)[_ROW], dtype=np.int64))
                 for k in range(partitioner.num_partitions)
             ]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise _refused(pool, spec, clients, str(error).split("\n")[0]) from error
-    if clients is not None and len(shards) != clients:
-        raise ConfigError(
-            "clients",
-            f"the partition has {len(shards)} clients, but {clients} were asked for",
-            f"set clients={len(shards)} or leave it out",
-        )
-    held = sum(len(shard) for shard in shards)
-    if isinstance(spec, str) and held != len(pool):
-        raise _refused(pool, spec, clients, f"{len(pool) - held} rows would be no client's")
-    for k, shard in enumerate(shards):
-        if len(shard) < MIN_ROWS:
-            reason = f"client {k} would have {len(shard)} rows, and {MIN_ROWS} are needed"
-            raise _refused(pool, spec, len(shards), reason)
-    return shards
+        raise _refused(pool, spec, config.clients, str(error).split("\n")[0]) from error
 
 
-def _build(pool: Pool, spec: str, clients: int | None, seed: int) -> Partitioner:
+def _build(pool: Pool, spec: str, config: TrainConfig, own_seed: int) -> Partitioner:
     kind, _, argument = spec.partition(":")
-    count = clients or DEFAULT_CLIENTS
-    own_seed = derive(seed, "partition") % 2**31
+    count = config.clients or DEFAULT_CLIENTS
+    if kind in ("dirichlet", "pathological") and not pool.label_names:
+        raise ConfigError(
+            "partition",
+            f"{spec} divides by label, and the data have none",
+            "set label_column, or take iid, length or column:NAME",
+        )
     if kind == "iid" and not argument:
         # IidPartitioner takes contiguous pieces, so the order has to be shuffled first.
         return _ShuffledIid(count, own_seed)
@@ -88,7 +112,7 @@ def _build(pool: Pool, spec: str, clients: int | None, seed: int) -> Partitioner
             num_partitions=count,
             partition_by=_LABEL,
             alpha=_number(spec, argument, float),
-            min_partition_size=MIN_ROWS,
+            min_partition_size=config.min_rows,
             self_balancing=False,
             seed=own_seed,
         )

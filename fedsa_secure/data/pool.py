@@ -3,23 +3,22 @@
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 
 from fedsa_secure.config import TrainConfig
+from fedsa_secure.data.columns import (
+    MESSAGES,
+    answer_columns,
+    is_generation,
+    labels_of,
+    require,
+    text_columns,
+)
 from fedsa_secure.data.lexicon import NAME
 from fedsa_secure.data.sources import open_dataset
 from fedsa_secure.errors import ConfigError, did_you_mean
 from fedsa_secure.streams import numpy_stream
 
-# The column conventions of GLUE and of common text data sets, most specific first.
-_TEXTS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("sentence",),
-    ("text",),
-)
 _COMMON_SPLITS = ("validation", "validation_matched", "test")
 
 
@@ -29,10 +28,11 @@ class Pool:
 
     Args:
         rows: the data set itself, with all its columns; partitioners may look at any of them.
-        texts: columns that hold the text, one or two.
-        labels: class of each row, in [0, classes). [row]
+        texts: columns that hold the text, one or two; for generation that of the prompt.
+        labels: class of each row, in [0, classes); all 0 where there is none. [row]
         groups: value of the group column of each row, or None. [row]
-        label_names: name of each class.
+        label_names: name of each class; empty where there is none.
+        answer: column of the answers for generation, else None.
     """
 
     rows: Dataset
@@ -40,9 +40,32 @@ class Pool:
     labels: np.ndarray
     groups: np.ndarray | None
     label_names: tuple[str, ...]
+    answer: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def select(self, rows: np.ndarray) -> "Pool":
+        """Some of the rows."""
+        return Pool(
+            self.rows.select(rows),
+            self.texts,
+            self.labels[rows],
+            None if self.groups is None else self.groups[rows],
+            self.label_names,
+            self.answer,
+        )
+
+    def texts_of(self, column: str) -> list[str]:
+        """The texts of a column; of chats the last message, which is the answer."""
+        values = self.rows[column]
+        return [str(v[-1]["content"]) if column == MESSAGES else str(v) for v in values]
+
+    def lengths(self) -> np.ndarray:
+        """Characters of each row's answer, or of its text where there is none. [row]"""
+        columns = self.texts if self.answer is None else (self.answer,)
+        counts = [[len(text) for text in self.texts_of(c)] for c in columns]
+        return np.asarray(np.sum(counts, axis=0))
 
 
 def load_pool(source: str | Dataset | DatasetDict, config: TrainConfig) -> tuple[Pool, Pool | None]:
@@ -88,9 +111,7 @@ def _without_groups(common: Pool, column: str, known: set[str]) -> Pool:
             "every group of the common test is also in the data that are trained on",
             "set another common_split, or common_rows=0",
         )
-    return Pool(
-        common.rows.select(kept), common.texts, common.labels[kept], None, common.label_names
-    )
+    return common.select(np.asarray(kept))
 
 
 def _limited(rows: Dataset, config: TrainConfig) -> Dataset:
@@ -129,85 +150,60 @@ def _read(
 ) -> Pool:
     if len(rows) == 0:
         raise ConfigError("dataset", "the split has no rows", "choose another split")
-    texts = _text_columns(rows, config)
-    for column in texts:
+    generation = is_generation(rows, config)
+    answer = None
+    if generation:
+        prompt, answer = answer_columns(rows, config)
+        texts: tuple[str, ...] = (prompt,)
+        _check_answers(rows, prompt, answer)
+    else:
+        texts = text_columns(rows, config)
+        _check_texts(rows, "text_column", texts)
+    labels, label_names = np.zeros(len(rows), dtype=np.int64), tuple[str, ...]()
+    if not generation or config.label_column is not None:
+        label_column = config.label_column or "label"
+        require(rows, "label_column", label_column)
+        labels, label_names = labels_of(rows, label_column, names)
+        if names is None and len(set(labels.tolist())) < 2:
+            raise ConfigError(
+                "label_column", f"all rows have the same {label_column!r}", "name another column"
+            )
+    groups = None
+    if group_column is not None:
+        require(rows, "group_column", group_column)
+        groups = np.asarray([str(value) for value in rows[group_column]])
+    return Pool(rows, texts, labels, groups, label_names, answer)
+
+
+def _check_texts(rows: Dataset, option: str, columns: tuple[str, ...]) -> None:
+    for column in columns:
         empty = [row for row, text in enumerate(rows[column]) if not isinstance(text, str)]
         if empty:
             raise ConfigError(
-                "text_column",
+                option,
                 f"column {column!r} has no text in {len(empty)} rows, first in row {empty[0]}",
                 "leave those rows out, or name another column",
             )
-    label_column = config.label_column or "label"
-    _require(rows, "label_column", label_column)
-    labels, label_names = _labels(rows, label_column, names)
-    if names is None and len(set(labels.tolist())) < 2:
-        raise ConfigError(
-            "label_column", f"all rows have the same {label_column!r}", "name another column"
-        )
-    groups = None
-    if group_column is not None:
-        _require(rows, "group_column", group_column)
-        groups = np.asarray([str(value) for value in rows[group_column]])
-    return Pool(rows, texts, labels, groups, label_names)
 
 
-def _text_columns(rows: Dataset, config: TrainConfig) -> tuple[str, ...]:
-    if config.text_column is not None:
-        for column in config.text_column:
-            _require(rows, "text_column", column)
-        return config.text_column
-    for columns in _TEXTS:
-        if all(column in rows.column_names for column in columns):
-            return columns
-    raise ConfigError(
-        "text_column",
-        f"cannot tell which of the columns holds the text: {', '.join(rows.column_names)}",
-        "name it, or two of them for a sentence pair",
-    )
-
-
-def _require(rows: Dataset, option: str, column: str) -> None:
-    if column not in rows.column_names:
-        raise ConfigError(
-            option,
-            f"the data set has no column {column!r}",
-            did_you_mean(column, rows.column_names),
-        )
-
-
-def _labels(
-    rows: Dataset, column: str, names: tuple[str, ...] | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Classes and their names. Without declared names, the sorted distinct values are the names."""
-    feature, values = rows.features[column], rows[column][:]
-    if any(value is None for value in values):
-        raise ConfigError("label_column", f"column {column!r} has empty labels", "leave them out")
-    if isinstance(feature, ClassLabel):
-        if min(values) < 0:
+def _check_answers(rows: Dataset, prompt: str, answer: str) -> None:
+    if prompt != MESSAGES:
+        _check_texts(rows, "text_column", (prompt,))
+        _check_texts(rows, "answer_column", (answer,))
+        return
+    for row, chat in enumerate(rows[MESSAGES]):
+        if not _is_chat(chat):
             raise ConfigError(
-                "label_column", f"column {column!r} has hidden labels (-1)", "choose another split"
+                "dataset",
+                f"row {row} of column {MESSAGES!r} is no chat that ends with an answer",
+                'give lists of {"role", "content"} of which the last has the role assistant',
             )
-        if names is None or names == tuple(feature.names):
-            return np.asarray(values, dtype=np.int64), tuple(feature.names)
-        values = [feature.names[value] for value in values]  # declared in another order
-    if not isinstance(values[0], str | int | float):
-        raise ConfigError(
-            "label_column", f"column {column!r} holds no labels", "name a column of classes"
-        )
-    if isinstance(values[0], float):
-        raise ConfigError(
-            "label_column", f"column {column!r} holds real numbers, not classes", "name another"
-        )
-    distinct = sorted(set(values))
-    if names is None:
-        names = tuple(str(value) for value in distinct)
-    place = {name: k for k, name in enumerate(names)}
-    unknown = [value for value in distinct if str(value) not in place]
-    if unknown:
-        raise ConfigError(
-            "label_column",
-            f"label {str(unknown[0])!r} occurs only in the common test split",
-            "leave those rows out, set another common_split, or set common_rows=0",
-        )
-    return np.asarray([place[str(value)] for value in values], dtype=np.int64), names
+
+
+def _is_chat(chat: object) -> bool:
+    return (
+        isinstance(chat, list)
+        and len(chat) > 1
+        and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in chat)
+        and chat[-1].get("role") == "assistant"
+    )

@@ -6,6 +6,7 @@ aggregation      the sum of the vectors
 server           the public shared tensors and how a round changes them
 evaluation       personal models on their own and on the common test rows
 history          one record per round
+similarity       how alike the clients' A and B are
 checkpoint       client and server state on disk, crash-safe
 run              a run folder, opened
 """

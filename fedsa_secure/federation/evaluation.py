@@ -1,4 +1,7 @@
-"""Personal models on their own test rows, and on rows that are the same for all."""
+"""Personal models on their own test rows, on the other clients', and on rows that all share."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -6,7 +9,11 @@ from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import f1_score
 
 from fedsa_secure.adapters import AdaptedModel
-from fedsa_secure.data import EncodedRows, FederatedData, collate
+from fedsa_secure.config import TrainConfig
+from fedsa_secure.data import EncodedRows, FederatedData, collate, exact_match
+from fedsa_secure.federation.generation import write_answers
+from fedsa_secure.federation.losses import learnt_positions, row_losses
+from fedsa_secure.streams import numpy_stream
 from fedsa_secure.types import NamedTensors
 
 _EVALUATION_TOKENS = 4096
@@ -14,16 +21,22 @@ _EVALUATION_TOKENS = 4096
 
 
 class ClientMetrics(BaseModel):
-    """How one personal model did. All shares are in [0, 1].
+    """How one personal model did. Shares are in [0, 1], losses in nats.
 
     Args:
         client: its number.
         train_rows: rows that it trained on.
         test_rows: rows of its own test part.
-        accuracy: on its own test part.
+        loss: mean cross-entropy on its own test part; for generation per token of the answer.
+        accuracy: on its own test part: share of the classes that are right, or for generation of
+            the answers that are (see ``exact_match``), if any were decoded.
         macro_f1: on its own test part; mean over the classes that occur there or were predicted.
         majority: accuracy of always answering the most frequent class of its own test part.
-        common_accuracy: on the class-balanced rows that are the same for all, if there are any.
+        cross_accuracy: the same model on test rows of the other clients. A personal model that
+            is good at home and poor there has specialised; a global model is even.
+        cross_loss: likewise.
+        common_accuracy: on the rows that are the same for all, balanced over the classes.
+        common_loss: likewise.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,14 +44,32 @@ class ClientMetrics(BaseModel):
     client: int
     train_rows: int
     test_rows: int
-    accuracy: float
-    macro_f1: float
-    majority: float
+    loss: float
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    majority: float | None = None
+    cross_accuracy: float | None = None
+    cross_loss: float | None = None
     common_accuracy: float | None = None
+    common_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Loss, accuracy if it was measured, and for classification the classes. [row]"""
+
+    loss: float | None = None
+    accuracy: float | None = None
+    classes: np.ndarray | None = None
 
 
 def evaluate_client(
-    model: AdaptedModel, data: FederatedData, client: int, tensors: NamedTensors, common: bool
+    model: AdaptedModel,
+    data: FederatedData,
+    client: int,
+    tensors: NamedTensors,
+    config: TrainConfig,
+    elsewhere: bool,
 ) -> ClientMetrics:
     """Measure one personal model.
 
@@ -50,19 +81,55 @@ def evaluate_client(
         data: everybody's rows.
         client: its number.
         tensors: all its trained tensors, shared ones included.
-        common: also measure on the common test.
+        config: how many rows to take, and how to decode.
+        elsewhere: also measure on the other clients' rows and on the common ones.
     """
     model.load([tensors], trained=())
-    own = predict_classes(model, data.rows, data.shards[client].test)
-    on_common = None
-    if common and data.common is not None:
-        on_common = predict_classes(model, data.common, np.arange(len(data.common)))
-    return _metrics(data, client, own, on_common)
+    shard = data.shards[client]
+    own = _score(model, data, data.rows, shard.test, config)
+    cross, common = _Score(), _Score()
+    if elsewhere:
+        cross = _score(model, data, data.rows, rows_of_others(data, client, config), config)
+        if data.common is not None:
+            common = _score(model, data, data.common, np.arange(len(data.common)), config)
+    labels, f1, majority = data.rows.labels[shard.test], None, None
+    if own.classes is not None:
+        f1 = float(f1_score(labels, own.classes, average="macro", zero_division=0.0))
+        majority = float(np.bincount(labels).max() / len(labels))
+    return ClientMetrics(
+        client=client,
+        train_rows=len(shard.train),
+        test_rows=len(shard.test),
+        loss=float(own.loss or 0.0),
+        accuracy=own.accuracy,
+        macro_f1=f1,
+        majority=majority,
+        cross_accuracy=cross.accuracy,
+        cross_loss=cross.loss,
+        common_accuracy=common.accuracy,
+        common_loss=common.loss,
+    )
+
+
+def rows_of_others(data: FederatedData, client: int, config: TrainConfig) -> np.ndarray:
+    """At most ``cross_rows`` test rows of the other clients, chosen from all of them. [row]"""
+    parts = [shard.test for k, shard in enumerate(data.shards) if k != client]
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+    stream = numpy_stream(config.seed, "cross rows", client)
+    return np.sort(stream.permutation(rows)[: config.cross_rows])
+
+
+def mean_of(metrics: list[ClientMetrics], name: str) -> float | None:
+    """Mean of one metric over the clients that have it, or None if none has."""
+    values = [value for m in metrics if (value := getattr(m, name)) is not None]
+    return float(np.mean(values)) if values else None
 
 
 @torch.no_grad()
-def predict_classes(model: AdaptedModel, rows: EncodedRows, chosen: np.ndarray) -> np.ndarray:
-    """The most likely class of each chosen row.
+def predict_classes(
+    model: AdaptedModel, rows: EncodedRows, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The most likely class and the loss of each chosen row.
 
     Args:
         model: with one client loaded.
@@ -70,37 +137,65 @@ def predict_classes(model: AdaptedModel, rows: EncodedRows, chosen: np.ndarray) 
         chosen: row numbers. [row]
 
     Returns:
-        Classes in the order of ``chosen``. [row]
+        Classes and losses in the order of ``chosen``. Each [row]
     """
+    classes, losses = np.empty(len(chosen), dtype=np.int64), np.empty(len(chosen))
+    for places in _like_lengths(rows, chosen):
+        batch = collate(rows, [chosen[places]], model.device)
+        logits = model(batch.inputs)
+        classes[places] = logits.argmax(-1).cpu().numpy()
+        losses[places] = row_losses(logits, batch.labels).cpu().numpy()
+    return classes, losses
+
+
+@torch.no_grad()
+def answer_losses(model: AdaptedModel, rows: EncodedRows, chosen: np.ndarray) -> np.ndarray:
+    """Mean loss over the tokens of each chosen row's answer, given the right tokens before. [row]
+
+    Args: as for ``predict_classes``.
+    """
+    losses = np.empty(len(chosen))
+    for places in _like_lengths(rows, chosen):
+        batch = collate(rows, [chosen[places]], model.device)
+        positions = learnt_positions(batch)
+        logits = model(batch.inputs, positions=positions)
+        losses[places] = row_losses(logits, batch.labels[:, positions]).cpu().numpy()
+    return losses
+
+
+def _score(
+    model: AdaptedModel,
+    data: FederatedData,
+    rows: EncodedRows,
+    chosen: np.ndarray,
+    config: TrainConfig,
+) -> _Score:
+    if len(chosen) == 0:
+        return _Score()
+    if rows.answers is None:
+        classes, losses = predict_classes(model, rows, chosen)
+        right = float(np.mean(classes == rows.labels[chosen]))
+        return _Score(float(losses.mean()), right, classes)
+    loss = float(answer_losses(model, rows, chosen).mean())
+    if config.decode_rows == 0 or rows.prompts is None:
+        return _Score(loss)
+    stream = numpy_stream(config.seed, "decoded rows", len(chosen))
+    tried = np.sort(stream.permutation(chosen)[: config.decode_rows])
+    prompts = [rows.prompts[row] for row in tried]
+    written = write_answers(model, data.tokenizer, prompts, config.max_new_tokens)
+    right = float(
+        np.mean([exact_match(t, rows.answers[r]) for t, r in zip(written, tried, strict=True)])
+    )
+    return _Score(loss, right)
+
+
+def _like_lengths(rows: EncodedRows, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """Places of ``chosen`` in passes of bounded size; rows of like length together."""
     lengths = rows.lengths()[chosen]
-    order = np.argsort(lengths, kind="stable")  # rows of like length together: little padding
-    predicted = np.empty(len(chosen), dtype=np.int64)
-    start = 0
+    order, start = np.argsort(lengths, kind="stable"), 0
     while start < len(order):
         size = max(1, _EVALUATION_TOKENS // int(lengths[order[start]]))
         while size > 1 and size * lengths[order[start : start + size][-1]] > _EVALUATION_TOKENS:
             size //= 2
-        places = order[start : start + size]
-        batch = collate(rows, [chosen[places]], model.device)
-        predicted[places] = model(batch.inputs).argmax(-1).cpu().numpy()
+        yield order[start : start + size]
         start += size
-    return predicted
-
-
-def _metrics(
-    data: FederatedData, client: int, own: np.ndarray, common: np.ndarray | None
-) -> ClientMetrics:
-    shard = data.shards[client]
-    labels = data.rows.labels[shard.test]
-    common_accuracy = None
-    if common is not None and data.common is not None:
-        common_accuracy = float(np.mean(common == data.common.labels))
-    return ClientMetrics(
-        client=client,
-        train_rows=len(shard.train),
-        test_rows=len(shard.test),
-        accuracy=float(np.mean(own == labels)),
-        macro_f1=float(f1_score(labels, own, average="macro", zero_division=0.0)),
-        majority=float(np.bincount(labels).max() / len(labels)),
-        common_accuracy=common_accuracy,
-    )

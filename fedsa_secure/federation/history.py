@@ -26,8 +26,9 @@ class RoundRecord(BaseModel):
         loss: mean over the clients of their mean training loss.
         uplink_bytes: that each of them sent.
         downlink_bytes: that each of them received.
-        accuracy: mean over all clients of the personal model on its own test part, if measured.
-        macro_f1: likewise.
+        test_loss: mean over all clients of the personal model on its own test part, if measured.
+        accuracy: likewise.
+        macro_f1: likewise, for classification.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,8 +39,25 @@ class RoundRecord(BaseModel):
     loss: float
     uplink_bytes: int
     downlink_bytes: int
+    test_loss: float | None = None
     accuracy: float | None = None
     macro_f1: float | None = None
+
+
+def best_round(records: list[RoundRecord]) -> RoundRecord | None:
+    """The evaluated round with the best accuracy, or with the least test loss without one.
+
+    It is chosen by looking at the test rows, so its numbers are optimistic. They are reported
+    beside those of the last round because many papers report nothing else.
+    """
+    measured = [record for record in records if record.test_loss is not None]
+    if not measured:
+        return None
+
+    def merit(record: RoundRecord) -> tuple[float, float]:
+        return (record.accuracy or 0.0, -(record.test_loss or 0.0))
+
+    return max(measured, key=merit)
 
 
 class RoundTiming(BaseModel):

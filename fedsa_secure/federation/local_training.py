@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float, Int32
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
-from fedsa_kernels import token_keys
+from fedsa_kernels import row_keys
 from fedsa_secure.adapters import AdaptedModel
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import Batch, FederatedData, collate, draw_rows
+from fedsa_secure.federation.losses import client_losses, learnt_positions, row_losses
 from fedsa_secure.federation.optimizers import (
     OptimizerSettings,
     OptimizerState,
     optimizer_step,
 )
 from fedsa_secure.federation.schedule import rate_factor
-from fedsa_secure.methods import Method
+from fedsa_secure.methods import Method, find_method
 from fedsa_secure.streams import derive
 from fedsa_secure.types import NamedTensors, Role
 
@@ -59,6 +59,16 @@ class ClientResult:
     shared: NamedTensors
     state: ClientState
     loss: float
+
+
+def method_of(config: TrainConfig, generates: bool) -> Method:
+    """The method of a run; a model that generates has no head to train or to share.
+
+    Raises:
+        ConfigError: if there is no such method, or nothing would be left of it.
+    """
+    method = find_method(config.method, config.head)
+    return method.without_head() if generates else method
 
 
 def train_clients(
@@ -103,21 +113,15 @@ def train_clients(
     for step in range(config.local_steps):
         batch = collate(data.rows, [draw[step] for draw in draws], model.device)
         keys = dropout_keys(batch, clients, config, round_number, step)
-        losses.append(_one_step(model, method, config, batch, keys, optimizer, round_number, step))
+        rates = learning_rates(model, method, config, round_number, step)
+        losses.append(_one_step(model, method, config, batch, keys, optimizer, rates))
     return _unstack(model, method, clients, optimizer, torch.stack(losses).mean(0).tolist())
-
-
-def client_losses(logits: Float[Tensor, "rows label"], batch: Batch) -> Float[Tensor, " client"]:
-    """Each client's mean loss over its own real rows. Filling rows do not count."""
-    by_row = functional.cross_entropy(logits, batch.labels, reduction="none").view(batch.real.shape)
-    # where, and not a product: whatever a filling row gives, even NaN, is not looked at
-    return torch.where(batch.real, by_row, 0.0).sum(1) / batch.real.sum(1)
 
 
 def dropout_keys(
     batch: Batch, clients: Sequence[int], config: TrainConfig, round_number: int, step: int
-) -> Int32[Tensor, "rows token"] | None:
-    """Dropout keys of a batch, by (client, step, row, token)."""
+) -> Int32[Tensor, "client row"] | None:
+    """Dropout keys of a batch's rows, by (client, step, row)."""
     if config.dropout == 0.0:
         return None
     words = [
@@ -125,7 +129,7 @@ def dropout_keys(
         for client in clients
     ]
     by_client = torch.tensor(words, dtype=torch.int32, device=batch.labels.device)
-    return token_keys(by_client, batch.positions()).flatten(0, 1)
+    return row_keys(by_client, batch.real.shape[1])
 
 
 def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
@@ -143,7 +147,8 @@ def learning_rates(
 ) -> dict[str, float]:
     """Learning rate of every trained parameter at one step."""
     done = (round_number - 1) * config.local_steps + step
-    factor = rate_factor(config.schedule, done, config.rounds * config.local_steps)
+    total = config.rounds * config.local_steps
+    factor = rate_factor(config.schedule, done, total, config.warmup_steps)
     head_rate = config.head_learning_rate or config.learning_rate
     head = set(model.names([Role.HEAD]))
     return {
@@ -157,19 +162,41 @@ def _one_step(
     method: Method,
     config: TrainConfig,
     batch: Batch,
-    keys: Int32[Tensor, "rows token"] | None,
+    keys: Int32[Tensor, "client row"] | None,
     optimizer: OptimizerState,
-    round_number: int,
-    step: int,
+    rates: dict[str, float],
 ) -> Float[Tensor, " client"]:
     parameters = model.parameters(method.trained)
-    losses = client_losses(model(batch.inputs, keys), batch)
-    gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
-    for parameter, gradient in zip(parameters.values(), gradients, strict=True):
-        parameter.grad = gradient
-    rates = learning_rates(model, method, config, round_number, step)
+    losses = _accumulate(model, batch, keys, list(parameters.values()), config)
     optimizer_step(parameters, rates, optimizer, optimizer_settings(config))
-    return losses.detach()
+    return losses
+
+
+def _accumulate(
+    model: AdaptedModel,
+    batch: Batch,
+    keys: Int32[Tensor, "client row"] | None,
+    parameters: Sequence[nn.Parameter],
+    config: TrainConfig,
+) -> Float[Tensor, " client"]:
+    """Gradients of the clients' losses, in ``grad``; the batch may be worked off in parts."""
+    parts = batch.parts(config.gradient_accumulation)
+    part_keys = [None] * len(parts) if keys is None else keys.chunk(len(parts), dim=1)
+    counts = batch.real.sum(1)
+    total = torch.zeros(len(counts), device=counts.device)
+    for parameter in parameters:
+        parameter.grad = None
+    for part, own in zip(parts, part_keys, strict=True):
+        positions = learnt_positions(part)
+        labels = part.labels if positions is None else part.labels[:, positions]
+        logits = model(part.inputs, None if own is None else own.flatten(), positions)
+        losses = client_losses(row_losses(logits, labels), part, counts)
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(losses.sum(), parameters), strict=True
+        ):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        total = total + losses.detach()
+    return total
 
 
 def _stack_state(

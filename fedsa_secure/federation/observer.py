@@ -48,6 +48,7 @@ class TensorBoard:
         values = {
             "loss": record.loss,
             "learning_rate": record.learning_rate,
+            "test_loss": record.test_loss,
             "accuracy": record.accuracy,
             "macro_f1": record.macro_f1,
             "seconds": timing.total,

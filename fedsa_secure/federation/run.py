@@ -8,14 +8,16 @@ import numpy as np
 
 from fedsa_secure.adapters import AdaptedModel, save_peft_adapter
 from fedsa_secure.config import TrainConfig
-from fedsa_secure.data import encode_texts
+from fedsa_secure.data import PromptForm, encode_texts
 from fedsa_secure.errors import CheckpointError, ConfigError
 from fedsa_secure.federation.checkpoint import Checkpoint, StateStore
-from fedsa_secure.federation.evaluation import ClientMetrics, predict_classes
+from fedsa_secure.federation.evaluation import ClientMetrics, mean_of, predict_classes
 from fedsa_secure.federation.files import writing
-from fedsa_secure.federation.history import History, RoundRecord, RoundTiming
+from fedsa_secure.federation.generation import write_answers
+from fedsa_secure.federation.history import History, RoundRecord, RoundTiming, best_round
 from fedsa_secure.federation.run_folder import RunFolder, RunSummary, config_digest
-from fedsa_secure.types import NamedTensors
+from fedsa_secure.federation.similarity import LayerSimilarity, layer_similarity
+from fedsa_secure.types import NamedTensors, Role
 
 
 class Client:
@@ -33,7 +35,7 @@ class Client:
         self.metrics = metrics
 
     def __repr__(self) -> str:
-        return f"Client({self.number}, accuracy={self.metrics.accuracy:.3f})"
+        return f"Client({self.number}, {_score_shown(self.metrics.accuracy, self.metrics.loss)})"
 
     def tensors(self) -> NamedTensors:
         """Its trained tensors by name: the shared ones as of the last round and its own."""
@@ -43,9 +45,22 @@ class Client:
         """The class that the client's personal model gives to each text or pair of texts.
 
         Raises:
-            ConfigError: if a pair is given to a model of single texts, or the other way round.
+            ConfigError: if a pair is given to a model of single texts, or the other way round, or
+                the model generates.
         """
         return self._run.predict(self.number, texts)
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int | None = None) -> list[str]:
+        """What the client's personal model answers to each prompt, decoded greedily.
+
+        Args:
+            prompts: texts that are put into the form of the run's own prompts.
+            max_new_tokens: longest answer; None for that of the run.
+
+        Raises:
+            ConfigError: if the model classifies.
+        """
+        return self._run.generate(self.number, prompts, max_new_tokens)
 
 
 class Run:
@@ -81,7 +96,7 @@ class Run:
     def __repr__(self) -> str:
         return (
             f"Run({str(self.path)!r}, {self.config.method}-{self.config.adapter}, "
-            f"accuracy={self.accuracy:.3f})"
+            f"{_score_shown(self.accuracy, self.loss)})"
         )
 
     @property
@@ -95,25 +110,39 @@ class Run:
         return [client.metrics for client in self.clients]
 
     @property
-    def accuracy(self) -> float:
+    def loss(self) -> float | None:
+        """Mean over the clients of the personal model's loss on the client's own test part."""
+        return mean_of(self.metrics, "loss")
+
+    @property
+    def accuracy(self) -> float | None:
         """Mean over the clients of the personal model's accuracy on the client's own test part."""
-        return float(np.mean([m.accuracy for m in self.metrics]))
+        return mean_of(self.metrics, "accuracy")
 
     @property
-    def macro_f1(self) -> float:
+    def macro_f1(self) -> float | None:
         """Mean over the clients of the personal model's macro F1 on the client's own test part."""
-        return float(np.mean([m.macro_f1 for m in self.metrics]))
+        return mean_of(self.metrics, "macro_f1")
 
     @property
-    def majority(self) -> float:
+    def majority(self) -> float | None:
         """Mean over the clients of the majority-class baseline on the client's own test part."""
-        return float(np.mean([m.majority for m in self.metrics]))
+        return mean_of(self.metrics, "majority")
+
+    @property
+    def cross_accuracy(self) -> float | None:
+        """Mean accuracy of the personal models on test rows of the other clients."""
+        return mean_of(self.metrics, "cross_accuracy")
 
     @property
     def common_accuracy(self) -> float | None:
         """Mean accuracy of the personal models on the common balanced test, if there is one."""
-        values = [m.common_accuracy for m in self.metrics if m.common_accuracy is not None]
-        return float(np.mean(values)) if values else None
+        return mean_of(self.metrics, "common_accuracy")
+
+    @property
+    def best(self) -> RoundRecord | None:
+        """The evaluated round with the best accuracy, chosen on the test rows: optimistic."""
+        return best_round(self.history)
 
     @property
     def history(self) -> list[RoundRecord]:
@@ -131,6 +160,8 @@ class Run:
 
     def predict(self, client: int, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[str]:
         """Classes that one client's personal model gives; see ``Client.predict``."""
+        if self._model.generates:
+            raise ConfigError("model", "it writes answers and tells no classes", "use generate()")
         if isinstance(texts, str):
             raise ConfigError("texts", "one string was given", "give a list of texts")
         if len(texts) == 0:
@@ -147,8 +178,32 @@ class Run:
         columns_of_text = [list(column) for column in zip(*pairs, strict=True)]
         rows = encode_texts(columns_of_text, self._tokenizer, self.config.max_length)
         self._model.load([self.client_tensors(client)], trained=())
-        classes = predict_classes(self._model, rows, np.arange(len(rows)))
+        classes, _ = predict_classes(self._model, rows, np.arange(len(rows)))
         return [self.label_names[k] for k in classes]
+
+    def generate(
+        self, client: int, prompts: Sequence[str], max_new_tokens: int | None = None
+    ) -> list[str]:
+        """What one client's personal model answers; see ``Client.generate``."""
+        if not self._model.generates:
+            raise ConfigError("model", "it tells classes and writes no answers", "use predict()")
+        if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts):
+            raise ConfigError("prompts", "something else was given", "give a list of texts")
+        if len(prompts) == 0:
+            return []
+        form = PromptForm(
+            self._tokenizer, self.config.prompt_template, self._model.decoder_start_token
+        )
+        tokens = form.prompt_ids([[{"role": "user", "content": text}] for text in prompts])
+        self._model.load([self.client_tensors(client)], trained=())
+        longest = max_new_tokens or self.config.max_new_tokens
+        return write_answers(self._model, self._tokenizer, tokens, longest)
+
+    def similarity(self) -> list[LayerSimilarity]:
+        """How alike the clients' tensors are, layer by layer; see ``layer_similarity``."""
+        pairs = zip(self._model.names([Role.A]), self._model.names([Role.B]), strict=True)
+        clients = [self.client_tensors(client.number) for client in self.clients]
+        return layer_similarity(clients, self._model.initial, list(pairs))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write one PEFT adapter folder per client, which ``PeftModel.from_pretrained`` reads."""
@@ -158,6 +213,10 @@ class Run:
                 save_peft_adapter(
                     self._model, client.tensors(), Path(folder) / name, self.config.model
                 )
+
+
+def _score_shown(accuracy: float | None, loss: float | None) -> str:
+    return f"loss={loss:.3f}" if accuracy is None else f"accuracy={accuracy:.3f}"
 
 
 def check_origin(

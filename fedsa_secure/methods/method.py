@@ -35,13 +35,32 @@ class Method:
         extra = self.shared - self.trained
         if extra:
             raise ConfigError(
-                "method", f"{self.name} would share {_listed(extra)} without training it"
+                "method", f"{self.name} would share {listed(extra)} without training it"
             )
 
     @property
     def personal(self) -> frozenset[Role]:
         """Roles that are trained and never leave the client."""
         return self.trained - self.shared
+
+    @property
+    def has_private_adapter(self) -> bool:
+        """Whether clients have a second adapter of their own."""
+        return Role.PRIVATE_A in self.trained
+
+    def without_head(self) -> "Method":
+        """The same method on a model that has no task head.
+
+        Raises:
+            ConfigError: if a method trains nothing else.
+        """
+        if self.trained == {Role.HEAD}:
+            raise ConfigError(
+                "method",
+                f"{self.name!r} trains the head only, and a model that generates has none",
+                "choose another method",
+            )
+        return self.with_head("frozen")
 
     def with_head(self, head: Literal["local", "frozen", "shared"]) -> "Method":
         """The same method with another treatment of the task head.
@@ -64,5 +83,7 @@ class Method:
         return self
 
 
-def _listed(roles: Iterable[Role]) -> str:
-    return ", ".join(sorted(role.value for role in roles))
+def listed(roles: Iterable[Role]) -> str:
+    """Roles in the order of ``Role``, for tables and errors."""
+    chosen = set(roles)
+    return ", ".join(role.value for role in Role if role in chosen)

@@ -31,8 +31,8 @@ def train(
     Without arguments: the embedded model and data, ten clients, FedSA-LoRA, no network.
 
     Args:
-        model: hub id, local folder, ``"minilm"``, or a transformers model for sequence
-            classification, which stays as it is.
+        model: hub id, local folder, .gguf file, ``"minilm"``, or a transformers model for sequence
+            classification or generation, which stays as it is.
         dataset: hub id, local folder or file, ``"lexicon"``, or a ``datasets`` object.
         partition: such as ``"dirichlet:0.5"``, or a partitioner of ``flwr-datasets``.
         tokenizer: name or object, if the model's own name does not lead to its tokenizer.
@@ -143,8 +143,12 @@ def _simulate(
 
 def _open(folder: RunFolder, config: TrainConfig, given: Given) -> Run:
     summary = _finished(folder)
-    model, tokenizer = open_model(given, config, len(summary.label_names))
+    model, tokenizer = open_model(given, config, _labels(config, summary))
     return Run(folder, config, summary, model, tokenizer)
+
+
+def _labels(config: TrainConfig, summary: RunSummary) -> int | None:
+    return None if config.task == "generation" else len(summary.label_names)
 
 
 def _finished(folder: RunFolder) -> RunSummary:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,21 @@ from datasets import Dataset, DatasetDict
 from flwr_datasets.partitioner import Partitioner
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedsa_secure.adapters import AdaptedModel, LoRASettings, attach, load_pretrained
-from fedsa_secure.adapters.pretrained import load_tokenizer
+from fedsa_secure.adapters import (
+    AdaptedModel,
+    AdapterSettings,
+    attach,
+    load_pretrained,
+    load_tokenizer,
+    read_peft_adapter,
+)
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import FederatedData, collate, divide, encode_division
 from fedsa_secure.errors import AdapterError, ConfigError
 from fedsa_secure.federation.run_folder import OBJECT
 from fedsa_secure.federation.stacking import clients_per_pass
 from fedsa_secure.methods import find_method
+from fedsa_secure.streams import derive
 
 _log = logging.getLogger(__name__)
 
@@ -99,15 +106,51 @@ def prepare(given: Given, config: TrainConfig) -> Prepared:
     """Everything that can be refused is refused here, before anything is written."""
     find_method(config.method, config.head)
     _device(config.device)
+    config = with_initial_adapter(config)
     division = divide(given.pick("dataset", config), given.pick("partition", config), config)
-    adapted, tokenizer = open_model(given, config, len(division.label_names))
-    data = encode_division(division, tokenizer, config.max_length)
+    task = "generation" if division.generation else "classification"
+    labels = None if division.generation else len(division.label_names)
+    adapted, tokenizer = open_model(given, config, labels)
+    data = encode_division(division, tokenizer, config, adapted.decoder_start_token)
+    pool = division.pool
     config = config.replace(
+        task=task,
         clients=len(data.shards),
         clients_per_pass=_clients_per_pass(config, adapted, data),
-        text_column=division.pool.texts,
+        text_column=pool.texts,
+        answer_column=pool.answer,
+        partition=division.spec if isinstance(division.spec, str) else config.partition,
     )
+    if config.compile:
+        adapted.compile()
     return Prepared(config, adapted, data, tokenizer)
+
+
+def with_initial_adapter(config: TrainConfig) -> TrainConfig:
+    """The configuration with the shape of the adapter that it starts from.
+
+    Raises:
+        ConfigError: if the adapter cannot be read, or an option says otherwise.
+    """
+    if config.initial_adapter is None:
+        return config
+    settings = read_peft_adapter(config.initial_adapter).settings
+    found: dict[str, Any] = {
+        "adapter": settings.kind,
+        "rank": settings.rank,
+        "target_modules": settings.target_modules,
+    }
+    if settings.kind != "vera":
+        found["alpha"] = float(settings.alpha)
+    for option, value in found.items():
+        asked = getattr(config, option)
+        if option in config.model_fields_set and asked not in (None, value):
+            raise ConfigError(
+                option,
+                f"{config.initial_adapter} has {value!r}, and {asked!r} was asked for",
+                "leave the option out, or start from another adapter",
+            )
+    return config.replace(**found)
 
 
 def _clients_per_pass(config: TrainConfig, model: AdaptedModel, data: FederatedData) -> int:
@@ -115,7 +158,7 @@ def _clients_per_pass(config: TrainConfig, model: AdaptedModel, data: FederatedD
 
     Raises:
         AdapterError: if the model cannot be stacked and the user asked for it by number.
-        ConfigError: if the model is not one that classifies sequences.
+        ConfigError: if the model is not one that does the task.
     """
     wanted = clients_per_pass(config, data, model.device)
     stack, row = min(wanted, 2), data.shards[0].train[:1]
@@ -128,42 +171,56 @@ def _clients_per_pass(config: TrainConfig, model: AdaptedModel, data: FederatedD
             raise
         _log.info("clients_per_pass is 1: %s", error)
         return 1
-    if logits.shape != (stack, len(data.label_names)):
+    if not data.generation and logits.shape != (stack, len(data.label_names)):
         raise ConfigError(
             "model", "it does not classify sequences", "give a model for sequence classification"
         )
     return wanted
 
 
-def open_model(given: Given, config: TrainConfig, labels: int) -> tuple[AdaptedModel, Any]:
+def open_model(given: Given, config: TrainConfig, labels: int | None) -> tuple[AdaptedModel, Any]:
     """The base model with adapters, and its tokenizer.
+
+    Args:
+        given: what the user passed.
+        config: the options.
+        labels: number of classes; None for generation.
 
     Raises:
         ConfigError: if model, tokenizer and data do not fit each other.
     """
     model, tokenizer = _model(given, config, labels)
-    settings = LoRASettings(
+    start, settings = None, _settings(config)
+    if config.initial_adapter is not None:
+        start = read_peft_adapter(config.initial_adapter)
+        settings = replace(start.settings, private=settings.private, dropout=settings.dropout)
+    adapted = attach(model.to(_device(config.device)), settings, config.seed, start)
+    adapted.half_precision = config.precision == "bf16"
+    if config.gradient_checkpointing:
+        adapted.checkpoint_gradients()
+    return adapted, tokenizer
+
+
+def _settings(config: TrainConfig) -> AdapterSettings:
+    return AdapterSettings(
+        kind=config.adapter,
         rank=config.rank,
         alpha=config.alpha,
         dropout=config.dropout,
         target_modules=config.target_modules,
+        private=find_method(config.method, config.head).has_private_adapter,
+        projection_key=derive(config.seed, "projections") % 2**31,
     )
-    return attach(model.to(_device(config.device)), settings, config.seed), tokenizer
 
 
-def _model(given: Given, config: TrainConfig, labels: int) -> tuple[Any, Any]:
+def _model(given: Given, config: TrainConfig, labels: int | None) -> tuple[Any, Any]:
     """The base model and its tokenizer, checked against each other and the data."""
     source = given.pick("model", config)
     if isinstance(source, str):
         model, tokenizer = load_pretrained(source, labels, config.seed)
     else:
         model, tokenizer = copy.deepcopy(source), None
-        if model.config.num_labels != labels:
-            raise ConfigError(
-                "model",
-                f"it has {model.config.num_labels} labels and the data have {labels}",
-                f"build it with num_labels={labels}",
-            )
+        _check_task(model, labels)
     if isinstance(given.tokenizer, str):
         tokenizer = load_tokenizer(given.tokenizer)
     else:
@@ -174,12 +231,33 @@ def _model(given: Given, config: TrainConfig, labels: int) -> tuple[Any, Any]:
             f"it has {len(tokenizer)} tokens and the model only {model.config.vocab_size}",
             "pass the tokenizer that belongs to the model",
         )
+    # Decoders that classify look for the last token that is no padding.
+    if model.config.pad_token_id is None:
+        pad = tokenizer.pad_token_id
+        model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
     longest = min(_positions(model, config.max_length), tokenizer.model_max_length)
     if config.max_length > longest:
         raise ConfigError(
             "max_length", f"the model takes at most {longest} tokens", f"set at most {longest}"
         )
     return model, tokenizer
+
+
+def _check_task(model: Any, labels: int | None) -> None:
+    """Refuse a model object whose task is not that of the data."""
+    if (labels is None) != model.can_generate():
+        wanted = "writes answers" if labels is None else "classifies sequences"
+        raise ConfigError(
+            "model",
+            f"the task needs a model that {wanted}, and a {type(model).__name__} was given",
+            "give another model, or set task=",
+        )
+    if labels is not None and model.config.num_labels != labels:
+        raise ConfigError(
+            "model",
+            f"it has {model.config.num_labels} labels and the data have {labels}",
+            f"build it with num_labels={labels}",
+        )
 
 
 def _positions(model: Any, wanted: int) -> int:

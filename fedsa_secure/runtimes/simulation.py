@@ -16,16 +16,20 @@ from fedsa_secure.errors import CheckpointError, DivergedError
 from fedsa_secure.federation.aggregation import sum_updates
 from fedsa_secure.federation.checkpoint import Origin, StateStore
 from fedsa_secure.federation.encoding import Layout
-from fedsa_secure.federation.evaluation import ClientMetrics, evaluate_client
+from fedsa_secure.federation.evaluation import ClientMetrics, evaluate_client, mean_of
 from fedsa_secure.federation.files import writing
 from fedsa_secure.federation.history import History, RoundRecord, RoundTiming
-from fedsa_secure.federation.local_training import ClientResult, learning_rates, train_clients
+from fedsa_secure.federation.local_training import (
+    ClientResult,
+    learning_rates,
+    method_of,
+    train_clients,
+)
 from fedsa_secure.federation.observer import Observer
 from fedsa_secure.federation.run import check_origin
 from fedsa_secure.federation.run_folder import RunFolder, RunSummary, config_digest
 from fedsa_secure.federation.server import apply_mean, difference, select_clients
 from fedsa_secure.federation.stacking import passes
-from fedsa_secure.methods import find_method
 from fedsa_secure.types import NamedTensors
 
 _log = logging.getLogger(__name__)
@@ -52,7 +56,7 @@ class Simulation:
     ) -> None:
         self._config, self._model, self._data, self._folder = config, model, data, folder
         self._observers = observers
-        self._method = find_method(config.method, config.head)
+        self._method = method_of(config, model.generates)
         self._store = StateStore(folder.checkpoint, in_memory=config.client_state == "memory")
         self._history = History(folder.path)
         self._shared: NamedTensors = {
@@ -98,10 +102,17 @@ class Simulation:
                 observer.finished()
         return self._finish()
 
-    def evaluate(self, common: bool = True) -> list[ClientMetrics]:
-        """Metrics of all personal models as they are now."""
+    def evaluate(self, elsewhere: bool = True) -> list[ClientMetrics]:
+        """Metrics of all personal models as they are now, elsewhere than at home as well or not."""
         return [
-            evaluate_client(self._model, self._data, client, self.client_tensors(client), common)
+            evaluate_client(
+                self._model,
+                self._data,
+                client,
+                self.client_tensors(client),
+                self._config,
+                elsewhere,
+            )
             for client in range(len(self._data.shards))
         ]
 
@@ -141,7 +152,7 @@ class Simulation:
         last = round_number == config.rounds
         metrics = None
         if last or round_number % config.evaluate_every == 0:
-            metrics = self.evaluate(common=last)
+            metrics = self.evaluate(elsewhere=last)
             self._metrics = metrics if last else None
         seconds_evaluate = clock.lap()
         record = self._record(round_number, clients, losses, metrics)
@@ -201,8 +212,9 @@ class Simulation:
             loss=float(np.mean(losses)),
             uplink_bytes=sent,
             downlink_bytes=sent,
-            accuracy=None if metrics is None else float(np.mean([m.accuracy for m in metrics])),
-            macro_f1=None if metrics is None else float(np.mean([m.macro_f1 for m in metrics])),
+            test_loss=None if metrics is None else mean_of(metrics, "loss"),
+            accuracy=None if metrics is None else mean_of(metrics, "accuracy"),
+            macro_f1=None if metrics is None else mean_of(metrics, "macro_f1"),
         )
 
     def _finish(self) -> RunSummary:

@@ -16,7 +16,7 @@ from transformers import (
 
 from fedsa_secure.adapters import (
     AdaptedModel,
-    LoRASettings,
+    AdapterSettings,
     attach,
     peft_config,
     peft_state,
@@ -24,7 +24,7 @@ from fedsa_secure.adapters import (
 )
 from fedsa_secure.types import NamedTensors, Role
 
-SETTINGS = LoRASettings(rank=5, alpha=12.0)
+SETTINGS = AdapterSettings(rank=5, alpha=12.0)
 
 
 @pytest.fixture(params=["bert", "roberta"])
@@ -146,7 +146,7 @@ def make_distilbert() -> nn.Module:
 
 
 def test_saved_folder_is_the_same_every_time(tmp_path):
-    settings = LoRASettings(rank=5, target_modules=("v_lin", "q_lin"))
+    settings = AdapterSettings(rank=5, target_modules=("v_lin", "q_lin"))
     written = []
     for k in range(2):
         adapted = attach(make_distilbert(), settings, seed=0)

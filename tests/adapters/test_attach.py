@@ -9,15 +9,17 @@ from transformers import (
     DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    FNetConfig,
+    FNetForSequenceClassification,
 )
 
-from fedsa_kernels import token_keys
-from fedsa_secure.adapters import AdaptedModel, LoRALinear, LoRASettings, attach
+from fedsa_kernels import row_keys
+from fedsa_secure.adapters import AdaptedModel, AdapterSettings, LoRALinear, attach
 from fedsa_secure.errors import AdapterError, ConfigError
 from fedsa_secure.types import NamedTensors, Role
 
-SETTINGS = LoRASettings(rank=4, alpha=8.0)
-EVERYTHING = LoRASettings(
+SETTINGS = AdapterSettings(rank=4, alpha=8.0)
+EVERYTHING = AdapterSettings(
     rank=4, alpha=8.0, dropout=0.3, target_modules=("query", "key", "value", "dense")
 )
 
@@ -52,7 +54,7 @@ def segment(inputs: dict[str, Tensor], client: int, clients: int) -> dict[str, T
 @pytest.mark.parametrize("names", [("qeury",), ("value", "qeury")])
 def test_unknown_target_is_refused_with_the_nearest_name(tiny_bert, names):
     with pytest.raises(ConfigError, match=r"'qeury'.*did you mean 'query'") as refused:
-        attach(tiny_bert(), LoRASettings(target_modules=names), seed=0)
+        attach(tiny_bert(), AdapterSettings(target_modules=names), seed=0)
     assert refused.value.option == "target_modules"
 
 
@@ -61,14 +63,20 @@ def test_unknown_target_is_refused_with_the_nearest_name(tiny_bert, names):
 )
 def test_target_that_is_not_linear_is_refused(tiny_bert, name, kind):
     with pytest.raises(ConfigError, match=f"{name} is a {kind}") as refused:
-        attach(tiny_bert(), LoRASettings(target_modules=("query", name)), seed=0)
+        attach(tiny_bert(), AdapterSettings(target_modules=("query", name)), seed=0)
     assert refused.value.option == "target_modules"
 
 
-def test_architecture_without_default_targets_is_refused(tiny_bert):
+def test_architecture_unknown_to_peft_has_its_queries_and_values_adapted(tiny_bert):
     model = tiny_bert()
     model.config.model_type = "homemade"
-    with pytest.raises(ConfigError, match="no default for models of type 'homemade'"):
+    adapted = attach(model, SETTINGS, seed=0)
+    assert {path.split(".")[-1] for path in adapted.layers()} == {"query", "value"}
+
+
+def test_architecture_without_default_targets_is_refused():
+    model = FNetForSequenceClassification(FNetConfig(vocab_size=200, hidden_size=32))
+    with pytest.raises(ConfigError, match="no default for models of type 'fnet'"):
         attach(model, SETTINGS, seed=0)
 
 
@@ -76,7 +84,7 @@ def test_architecture_without_default_targets_is_refused(tiny_bert):
 def test_refused_model_is_left_without_adapters(tiny_bert, name):
     model = tiny_bert()
     with pytest.raises(ConfigError):
-        attach(model, LoRASettings(target_modules=("query", name)), seed=0)
+        attach(model, AdapterSettings(target_modules=("query", name)), seed=0)
     assert not any(isinstance(module, LoRALinear) for module in model.modules())
 
 
@@ -93,7 +101,7 @@ def test_fresh_adapters_change_nothing(tiny_roberta, clients):
 
 def test_start_of_a_depends_on_the_seed_and_the_layer_alone(tiny_bert):
     few, many, other = (
-        attach(tiny_bert(), LoRASettings(rank=4, target_modules=names), seed=seed)
+        attach(tiny_bert(), AdapterSettings(rank=4, target_modules=names), seed=seed)
         for names, seed in ((("query",), 0), (("query", "value"), 0), (("query",), 1))
     )
     starts = {name: few.initial[name] for name in few.names([Role.A])}
@@ -105,7 +113,7 @@ def test_start_of_a_depends_on_the_seed_and_the_layer_alone(tiny_bert):
 
 def test_start_of_a_is_drawn_as_kaiming_uniform_draws_it(tiny_bert):
     """PEFT starts A with `kaiming_uniform_(a=√5)`: uniform within 1/√d_in."""
-    adapted = attach(tiny_bert(), LoRASettings(rank=512, target_modules=("dense",)), seed=0)
+    adapted = attach(tiny_bert(), AdapterSettings(rank=512, target_modules=("dense",)), seed=0)
     for name in adapted.names([Role.A]):
         start = adapted.initial[name]
         theirs = nn.init.kaiming_uniform_(torch.empty_like(start), a=5**0.5)
@@ -142,7 +150,7 @@ def test_head_is_every_linear_layer_outside_the_base(
     architecture, layers, targets, tiny_bert, tiny_roberta
 ):
     make = {"bert": tiny_bert, "roberta": tiny_roberta, "distilbert": make_distilbert}[architecture]
-    settings = LoRASettings(rank=4, target_modules=tuple(targets))
+    settings = AdapterSettings(rank=4, target_modules=tuple(targets))
     adapted = attach(make(), settings, seed=0)
     expected = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
     assert adapted.names([Role.HEAD]) == expected
@@ -151,7 +159,7 @@ def test_head_is_every_linear_layer_outside_the_base(
 
 def test_head_is_never_a_target(tiny_roberta):
     """RoBERTa has layers called dense in its base and in its head."""
-    adapted = attach(tiny_roberta(), LoRASettings(target_modules=("dense",)), seed=0)
+    adapted = attach(tiny_roberta(), AdapterSettings(target_modules=("dense",)), seed=0)
     assert all(name.startswith("roberta.") for name in adapted.names([Role.A, Role.B]))
     assert "classifier.dense.weight" in adapted.names([Role.HEAD])
 
@@ -193,12 +201,11 @@ def test_stack_of_clients_drops_what_each_drops_alone(architecture, tiny_bert, t
     adapted = attach(make(), EVERYTHING, seed=0)
     clients, inputs = random_clients(adapted, 3), make_inputs()
     words = torch.tensor([11, 12, 13])
-    places = (inputs["attention_mask"].cumsum(-1) - 1).view(3, 2, -1)
     adapted.load(clients, trained=())
-    together = adapted(inputs, token_keys(words, places).flatten(0, 1)).chunk(3)
+    together = adapted(inputs, row_keys(words, 2).flatten()).chunk(3)
     for c, client in enumerate(clients):
         adapted.load([client], trained=())
-        keys = token_keys(words[c : c + 1], places[c : c + 1]).flatten(0, 1)
+        keys = row_keys(words[c : c + 1], 2).flatten()
         alone = adapted(segment(inputs, c, 3), keys)
         torch.testing.assert_close(together[c], alone, atol=1e-5, rtol=1e-5)
         assert (adapted(segment(inputs, c, 3)) - alone).abs().max() > 1e-3, "nothing was dropped"
@@ -291,7 +298,7 @@ def deberta() -> AdaptedModel:
         num_labels=3,
     )
     model = DebertaV2ForSequenceClassification(config)
-    settings = LoRASettings(rank=4, dropout=0.1, target_modules=("query_proj", "key_proj"))
+    settings = AdapterSettings(rank=4, dropout=0.1, target_modules=("query_proj", "key_proj"))
     return attach(model, settings, seed=0)
 
 
@@ -308,8 +315,7 @@ def test_layer_called_with_rows_of_no_client_is_refused_by_name(deberta, rows):
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
 def test_such_a_layer_works_with_one_client(deberta, rows, dropout):
     inputs = make_inputs(rows=rows)
-    places = (inputs["attention_mask"].cumsum(-1) - 1)[None]
-    keys = token_keys(torch.tensor([3]), places).flatten(0, 1) if dropout else None
+    keys = row_keys(torch.tensor([3]), rows).flatten() if dropout else None
     deberta.load(random_clients(deberta, 1), trained={Role.A, Role.B})
     logits = deberta(inputs, keys)
     assert logits.shape == (rows, 3)
@@ -334,8 +340,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_bert):
     adapted = attach(tiny_bert(), EVERYTHING, seed=0)
     adapted.load(random_clients(adapted, 2), trained=set(Role))
     inputs = make_inputs()
-    places = (inputs["attention_mask"].cumsum(-1) - 1).view(2, 3, -1)
-    keys = token_keys(torch.tensor([1, 2]), places).flatten(0, 1)
+    keys = row_keys(torch.tensor([1, 2]), 3).flatten()
 
     def gradients() -> list[Tensor]:
         loss = adapted(inputs, keys).square().sum()
@@ -345,11 +350,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_bert):
     calls = []
     layer = adapted.model.bert.encoder.layer[0].attention.self.query
     layer.register_forward_hook(lambda *_: calls.append(1))
-    for module in adapted.model.modules():  # checkpointing works in training mode alone
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    adapted.model.train()
-    adapted.model.gradient_checkpointing_enable({"use_reentrant": False})
+    adapted.checkpoint_gradients()
     again = gradients()
     assert len(calls) == 2, "the layer was not run again"
     for ours, theirs in zip(again, plain, strict=True):

@@ -80,7 +80,7 @@ def test_seed_client_and_round_each_change_the_draw():
 @pytest.fixture(scope="module")
 def rows(tiny_tokenizer, small_dataset) -> EncodedRows:
     data = small_dataset(rows=30, words=(1, 12))
-    labels = np.asarray(data["label"]) + 1  # no row has label 0, which filling rows get
+    labels = np.asarray(data["label"]) + 1
     return encode_texts([list(data["text"])], tiny_tokenizer, 64, labels)
 
 
@@ -108,15 +108,15 @@ def test_real_rows_stand_in_their_segment_unchanged(rows):
                 assert (batch.inputs[name][at, length:] == rows.pad[name]).all()
 
 
-def test_filling_rows_hold_no_data(rows):
+def test_filling_rows_are_the_clients_own_first_row(rows):
     batch = collate(rows, SEGMENTS, CPU)
-    filling = ~batch.real.flatten()
-    assert filling.sum() == 5
-    assert (batch.inputs["input_ids"][filling] == rows.pad["input_ids"]).all()
-    assert (batch.labels[filling] == 0).all()
-    seen = batch.inputs["attention_mask"][filling]
-    assert (seen[:, 0] == 1).all(), "a softmax over nothing"
-    assert (seen[:, 1:] == 0).all()
+    places = [list(range(c * 4 + len(segment), c * 4 + 4)) for c, segment in enumerate(SEGMENTS)]
+    assert [len(filling) for filling in places] == [0, 3, 2]
+    for c, filling in enumerate(places):
+        for at in filling:
+            assert not batch.real.flatten()[at]
+            for values in (*batch.inputs.values(), batch.labels):
+                assert torch.equal(values[at], values[c * 4])
 
 
 def test_padding_value_is_that_of_the_tokenizer(rows, tiny_tokenizer):
@@ -127,12 +127,18 @@ def test_padding_value_is_that_of_the_tokenizer(rows, tiny_tokenizer):
     assert rows.pad["input_ids"] == tiny_tokenizer.pad_token_id
 
 
-def test_positions_count_a_rows_own_tokens(rows):
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_parts_hold_every_row_once_and_each_client_in_each(rows, count):
     batch = collate(rows, SEGMENTS, CPU)
-    places = batch.positions()
-    assert places.shape == (3, 4, batch.inputs["input_ids"].shape[1])
-    length = rows.lengths()[SEGMENTS[2][1]]
-    assert places[2, 1, :length].tolist() == list(range(length))
+    parts = batch.parts(count)
+    assert len(parts) == {1: 1, 2: 2, 3: 2, 4: 4, 7: 4}[count]
+    assert torch.equal(torch.cat([part.real for part in parts], 1), batch.real)
+    for name, values in {**batch.inputs, "labels": batch.labels}.items():
+        pieces = [
+            (part.labels if name == "labels" else part.inputs[name]).view(3, -1, *values.shape[1:])
+            for part in parts
+        ]
+        assert torch.equal(torch.cat(pieces, 1).flatten(0, 1), values), name
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])

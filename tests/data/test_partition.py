@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import Pool, load_pool
-from fedsa_secure.data.partition import DEFAULT_CLIENTS, MIN_ROWS, partition
+from fedsa_secure.data import partition as partitioning
+from fedsa_secure.data.partition import DEFAULT_CLIENTS
 from fedsa_secure.errors import ConfigError
+
+MIN_ROWS = TrainConfig().min_rows
+
+
+def partition(pool: Pool, spec: object, clients: int | None, seed: int) -> list[np.ndarray]:
+    return partitioning.partition(pool, spec, TrainConfig(clients=clients, seed=seed))
+
 
 HOSPITALS = ("north", "south", "east")
 

@@ -240,7 +240,7 @@ def test_fingerprint_changes_with_every_text_label_and_assignment(tiny_tokenizer
         columns = {"text": [f"w{k}" for k in range(40)], "label": [0, 1] * 20} | changed
         config = TrainConfig(clients=2, common_rows=0, seed=seed)
         division = divide(Dataset.from_dict(columns), "iid", config)
-        return encode_division(division, tiny_tokenizer, 16).fingerprint
+        return encode_division(division, tiny_tokenizer, TrainConfig(max_length=16)).fingerprint
 
     base = fingerprint()
     assert fingerprint() == base

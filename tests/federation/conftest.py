@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from fedsa_secure import TrainConfig
-from fedsa_secure.adapters import AdaptedModel, LoRASettings, attach
+from fedsa_secure.adapters import AdaptedModel, AdapterSettings, attach
 from fedsa_secure.data import FederatedData, divide, encode_division
 from fedsa_secure.federation.run_folder import RunFolder
 from fedsa_secure.runtimes.simulation import Simulation
@@ -77,10 +77,8 @@ def federation(
         }
         config = TrainConfig.build(**{**defaults, **options})
         rows = rows if rows is not None else clients_dataset(sizes, small_dataset)
-        data = encode_division(
-            divide(rows, config.partition, config), tiny_tokenizer, config.max_length
-        )
-        settings = LoRASettings(rank=config.rank, alpha=config.alpha, dropout=config.dropout)
+        data = encode_division(divide(rows, config.partition, config), tiny_tokenizer, config)
+        settings = AdapterSettings(rank=config.rank, alpha=config.alpha, dropout=config.dropout)
         model = attach(tiny_bert().to(dtype), settings, config.seed)
         return Federation(config, model, data, tmp_path)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedsa_secure.adapters import peft_config, peft_state
 from fedsa_secure.data import Batch, collate, draw_rows
-from fedsa_secure.federation.local_training import client_losses
+from fedsa_secure.federation.losses import client_losses, row_losses
 from fedsa_secure.federation.server import select_clients
 from fedsa_secure.types import NamedTensors, Role
 
@@ -121,7 +121,7 @@ def test_filling_rows_are_not_even_looked_at() -> None:
     spoilt = logits.clone()
     spoilt[2] = float("nan")
     spoilt.requires_grad_(True)
-    losses = client_losses(spoilt, Batch({}, labels, real))
+    losses = client_losses(row_losses(spoilt, labels), Batch({}, labels, real))
     torch.testing.assert_close(losses, by_hand)
     losses.sum().backward()
     by_hand.sum().backward()

@@ -7,13 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsa_kernels import keep_mask, layer_keys, token_keys
+from fedsa_kernels import keep_mask, layer_keys, row_keys
+from fedsa_kernels import token_keys as keys_of_rows
 
 CLIENTS, ROWS, TOKENS, FEATURES = 4, 8, 16, 256
 
 
 def positions(clients: int = CLIENTS, rows: int = ROWS, tokens: int = TOKENS) -> Tensor:
     return torch.arange(tokens).expand(clients, rows, tokens)
+
+
+def token_keys(clients: Tensor, tokens: Tensor) -> Tensor:
+    """Keys of a whole batch, [client, row, token], from one word per client."""
+    return keys_of_rows(row_keys(clients, tokens.shape[1]), tokens)
 
 
 def all_keys(step: int = 0, layer: int = 0) -> Tensor:

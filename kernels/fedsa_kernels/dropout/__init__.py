@@ -36,22 +36,33 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 16)
 
 
-def token_keys(
-    client_keys: Int[Tensor, " client"], tokens: Int[Tensor, "client row token"]
-) -> Int32[Tensor, "client row token"]:
-    """Keys of all tokens of one step.
+def row_keys(client_keys: Int[Tensor, " client"], rows: int) -> Int32[Tensor, "client {rows}"]:
+    """Keys of the rows of one step.
 
     Args:
         client_keys: one word per client that already depends on seed, client and step.
+        rows: rows of each client.
+
+    Returns:
+        One 32-bit key per (client, row).
+    """
+    places = torch.arange(rows, dtype=torch.int32, device=client_keys.device)
+    return _mix(_mix(client_keys.to(torch.int32))[:, None] ^ places)
+
+
+def token_keys(
+    keys: Int32[Tensor, "*row"], tokens: Int[Tensor, "*row token"]
+) -> Int32[Tensor, "*row token"]:
+    """Keys of the tokens of some rows.
+
+    Args:
+        keys: one key per row.
         tokens: the position of each token in its own sequence, counted without padding.
 
     Returns:
-        One 32-bit key per (client, row, token).
+        One 32-bit key per token.
     """
-    rows = torch.arange(tokens.shape[1], dtype=torch.int32, device=tokens.device)
-    clients = _mix(client_keys.to(torch.int32))
-    by_row = _mix(clients[:, None] ^ rows)
-    return _mix(by_row[:, :, None] ^ tokens.to(torch.int32))
+    return _mix(keys[..., None] ^ tokens.to(torch.int32))
 
 
 def layer_keys(keys: Int32[Tensor, "*shape"], layer: int) -> Int32[Tensor, "*shape"]:
@@ -77,3 +88,10 @@ def keep_mask(
     x = x.bitwise_xor_(_shift(x, 15)).mul_(_MIX_2)
     # Only the high bits are compared, and multiplication mixes into those best.
     return x >= _signed(min(round(p * 2**32), 2**32 - 1) ^ 0x80000000)
+
+
+def dropout_factors(x: Tensor, keys: Tensor | None, p: float) -> Tensor | None:
+    """What dropout multiplies x by: 0 or 1/(1-p); None where nothing is dropped. [token, d]"""
+    if keys is None or p == 0.0:
+        return None
+    return keep_mask(keys, x.shape[-1], p).to(x.dtype).mul_(1.0 / (1.0 - p))

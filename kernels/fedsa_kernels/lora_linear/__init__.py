@@ -7,12 +7,13 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from fedsa_kernels.lora_linear import reference
+from fedsa_kernels.operands import flat_segments, product_dtype
 
 
 @torch.library.custom_op("fedsa::lora_linear", mutates_args=())
 def _forward(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     A: Tensor,
     B: Tensor,
@@ -26,7 +27,7 @@ def _forward(
 @_forward.register_fake
 def _forward_fake(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     A: Tensor,
     B: Tensor,
@@ -35,7 +36,7 @@ def _forward_fake(
     keys: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     clients, rank, _ = A.shape
-    y = x.new_empty(x.shape[0], weight.shape[0])
+    y = x.new_empty(x.shape[0], B.shape[1])
     return y, x.new_empty(clients, x.shape[0] // clients, rank)
 
 
@@ -68,7 +69,7 @@ _forward.register_autograd(_backward, setup_context=_setup_context)
 
 def lora_linear(
     x: Float[Tensor, "... d_in"],
-    weight: Float[Tensor, "d_out d_in"],
+    weight: Float[Tensor, "d_out d_in"] | None,
     bias: Float[Tensor, " d_out"] | None,
     A: Float[Tensor, "client r d_in"],
     B: Float[Tensor, "client d_out r"],
@@ -84,7 +85,8 @@ def lora_linear(
     Args:
         x: client-major: all rows of client 0, then all of client 1, …, in equal segments. Any
             number of leading dimensions; the first one runs over the rows.
-        weight: frozen; receives no gradient.
+        weight: frozen; receives no gradient. None for the adapter's branch alone, where the
+            frozen layer has a forward of its own.
         bias: frozen; receives no gradient.
         A: one factor per client.
         B: one factor per client.
@@ -100,15 +102,11 @@ def lora_linear(
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
-    if torch.is_autocast_enabled(x.device.type):  # an op of our own is not on autocast's list
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, A, B = x.to(dtype), weight.to(dtype), A.to(dtype), B.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    flat = x.reshape(-1, x.shape[-1])
-    if flat.shape[0] % A.shape[0]:
-        raise ValueError(
-            f"lora_linear: {flat.shape[0]} rows do not split into {A.shape[0]} client segments"
-        )
+    dtype = product_dtype(x)
+    x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
+    weight = None if weight is None else weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    flat = flat_segments(x, A.shape[0], "lora_linear")
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
     y: Tensor = _forward(flat, weight, bias, A, B, scaling, dropout, flat_keys)[0]
-    return y.view(*x.shape[:-1], weight.shape[0])
+    return y.view(*x.shape[:-1], B.shape[1])

@@ -7,14 +7,7 @@ accumulated onto it (``beta=1``), so that the output is never read back by a pas
 import torch
 from torch import Tensor
 
-from fedsa_kernels.dropout import keep_mask
-
-
-def _factors(x: Tensor, keys: Tensor | None, p: float) -> Tensor | None:
-    """What dropout multiplies x by: 0 or 1/(1-p), from regenerated bits. [C·m, d]"""
-    if keys is None or p == 0.0:
-        return None
-    return keep_mask(keys, x.shape[-1], p).to(x.dtype).mul_(1.0 / (1.0 - p))
+from fedsa_kernels.dropout import dropout_factors
 
 
 def _narrow(left: Tensor, right: Tensor) -> Tensor:
@@ -28,7 +21,7 @@ def _narrow(left: Tensor, right: Tensor) -> Tensor:
 
 def forward(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     A: Tensor,
     B: Tensor,
@@ -42,21 +35,22 @@ def forward(
     keys [C·m]; y [C·m, d_out], xa [C, m, r].
     """
     clients, _, d_in = A.shape
-    factors = _factors(x, keys, p)
+    factors = dropout_factors(x, keys, p)
     dropped = x if factors is None else x * factors
     xa = _narrow(A, dropped.view(clients, -1, d_in))
     if bias is None:
         y = torch.bmm(xa, B.transpose(1, 2)).mul_(scaling)
     else:
         y = torch.baddbmm(bias, xa, B.transpose(1, 2), alpha=scaling)
-    return y.view(x.shape[0], -1).addmm_(x, weight.t()), xa
+    y = y.view(x.shape[0], -1)
+    return y if weight is None else y.addmm_(x, weight.t()), xa
 
 
 def backward(
     dy: Tensor,
     x: Tensor,
     xa: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     A: Tensor,
     B: Tensor,
     scaling: float,
@@ -77,7 +71,7 @@ def backward(
     if not needs_x and not needs_a:
         return None, None, dB
     dxa = _narrow(B.transpose(1, 2), dy_c).mul_(scaling)  # [C, m, r]
-    factors = _factors(x, keys, p)
+    factors = dropout_factors(x, keys, p)
     dA = None
     if needs_a:
         dropped = x if factors is None else x * factors
@@ -85,5 +79,6 @@ def backward(
     dx = None
     if needs_x:
         dx = torch.bmm(dxa, A).view(-1, d_in)
-        dx = (dx if factors is None else dx.mul_(factors)).addmm_(dy, weight)
+        dx = dx if factors is None else dx.mul_(factors)
+        dx = dx if weight is None else dx.addmm_(dy, weight)
     return dx, dA, dB

@@ -1,0 +1,28 @@
+"""What every op does with its operands before it computes."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def product_dtype(x: Float[Tensor, "... d"]) -> torch.dtype:
+    """The dtype that all operands of an op are brought to.
+
+    Under autocast this is autocast's dtype, since an op of our own is not on its list; else it is
+    that of x, so that adapters kept in float32 fit a base model in half precision.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def flat_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> Float[Tensor, "vector d"]:
+    """The vectors of x in one dimension.
+
+    Raises:
+        ValueError: if they cannot be split into one equal segment per client.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if flat.shape[0] % clients:
+        raise ValueError(f"{op}: {flat.shape[0]} rows do not split into {clients} client segments")
+    return flat

@@ -1,0 +1,107 @@
+"""``vera_linear``: a frozen linear layer with one VeRA adapter per client, as one op."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from fedsa_kernels.operands import flat_segments, product_dtype
+from fedsa_kernels.vera_linear import reference
+
+
+@torch.library.custom_op("fedsa::vera_linear", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    d: Tensor,
+    b: Tensor,
+    p: float,
+    keys: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return reference.forward(x, weight, bias, A, B, d, b, p, keys)
+
+
+@_forward.register_fake
+def _forward_fake(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    d: Tensor,
+    b: Tensor,
+    p: float,
+    keys: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    clients, rank = d.shape
+    y = x.new_empty(x.shape[0], b.shape[1])
+    return y, x.new_empty(clients, x.shape[0] // clients, rank)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _bias, A, B, d, b, p, keys = inputs
+    ctx.save_for_backward(output[1], weight, A, B, d, b, keys)
+    ctx.p, ctx.d_in = p, x.shape[-1]
+
+
+def _backward(ctx: Any, dy: Tensor, _dxa: Tensor) -> tuple[Tensor | None, ...]:
+    xa, weight, A, B, d, b, keys = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    dx, dd, db = reference.backward(
+        dy.contiguous(), xa, weight, A, B, d, b, ctx.p, keys, (needs[0], needs[5], needs[6])
+    )
+    return dx, None, None, None, None, dd, db, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def vera_linear(
+    x: Float[Tensor, "... d_in"],
+    weight: Float[Tensor, "d_out d_in"] | None,
+    bias: Float[Tensor, " d_out"] | None,
+    A: Float[Tensor, "r d_in"],
+    B: Float[Tensor, "d_out r"],
+    d: Float[Tensor, "client r"],
+    b: Float[Tensor, "client d_out"],
+    *,
+    dropout: float = 0.0,
+    keys: Int32[Tensor, "..."] | None = None,
+) -> Float[Tensor, "... d_out"]:
+    """Frozen linear layer plus the VeRA adapter of the client each row belongs to.
+
+    For the rows of client c: ``y = x·Wᵀ + bias + b_c ∘ ((d_c ∘ (dropout(x)·Aᵀ))·Bᵀ)``.
+
+    Args:
+        x: client-major: all rows of client 0, then all of client 1, …, in equal segments. Any
+            number of leading dimensions; the first one runs over the rows.
+        weight: frozen; receives no gradient. None for the adapter's branch alone, where the
+            frozen layer has a forward of its own.
+        bias: frozen; receives no gradient.
+        A: frozen and random, the same for all clients; receives no gradient.
+        B: frozen and random, the same for all clients; receives no gradient.
+        d: scales the r inner values; one vector per client.
+        b: scales the outputs; one vector per client.
+        dropout: probability of dropping an input of the adapter; only where keys are given.
+        keys: one dropout key per vector of x (see ``fedsa_kernels.dropout``); None for no dropout.
+
+    Returns:
+        y, with the leading dimensions of x.
+
+    Raises:
+        ValueError: if the vectors of x cannot be split into one equal segment per client.
+
+    Source: Kopiczko et al., VeRA (ICLR 2024), §3.1, equation 2.
+    """
+    dtype = product_dtype(x)
+    x, A, B, d, b = x.to(dtype), A.to(dtype), B.to(dtype), d.to(dtype), b.to(dtype)
+    weight = None if weight is None else weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    flat = flat_segments(x, d.shape[0], "vera_linear")
+    flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
+    y: Tensor = _forward(flat, weight, bias, A, B, d, b, dropout, flat_keys)[0]
+    return y.view(*x.shape[:-1], b.shape[1])

@@ -1,0 +1,73 @@
+"""VeRA linear in plain torch, forward and backward: the truth, and the CPU path.
+
+The vectors are folded into the small factors (``diag(b)·B`` is [d_out, r]), so that nothing of the
+size of the output is made besides the output itself.
+"""
+
+import torch
+from torch import Tensor
+
+from fedsa_kernels.dropout import dropout_factors
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    d: Tensor,
+    b: Tensor,
+    p: float,
+    keys: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs y and the product xa = dropout(x)·Aᵀ that the backward pass needs.
+
+    Shapes: x [C·m, d_in], weight [d_out, d_in], bias [d_out], A [r, d_in], B [d_out, r], d [C, r],
+    b [C, d_out], keys [C·m]; y [C·m, d_out], xa [C, m, r].
+    """
+    clients, rank = d.shape
+    factors = dropout_factors(x, keys, p)
+    xa = ((x if factors is None else x * factors) @ A.t()).view(clients, -1, rank)
+    inner, outer = xa * d[:, None], _scaled(B, b).transpose(1, 2)  # [C, m, r], [C, r, d_out]
+    y = torch.bmm(inner, outer) if bias is None else torch.baddbmm(bias, inner, outer)
+    y = y.view(x.shape[0], -1)
+    return y if weight is None else y.addmm_(x, weight.t()), xa
+
+
+def backward(
+    dy: Tensor,
+    xa: Tensor,
+    weight: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    d: Tensor,
+    b: Tensor,
+    p: float,
+    keys: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, d and b; each is None unless ``needs`` asks for it.
+
+    Shapes: dy [C·m, d_out]; the others as in ``forward``.
+    """
+    needs_x, needs_d, needs_b = needs
+    dy_c = dy.view(d.shape[0], -1, dy.shape[-1])
+    db = None
+    if needs_b:  # the diagonal of dyᵀ·(inner·Bᵀ), without the product of that size
+        db = (torch.bmm(dy_c.transpose(1, 2), xa * d[:, None]) * B).sum(2)
+    if not needs_x and not needs_d:
+        return None, None, db
+    dinner = torch.bmm(dy_c, _scaled(B, b))  # [C, m, r]
+    dd = (dinner * xa).sum(1) if needs_d else None
+    if not needs_x:
+        return None, dd, db
+    dx = (dinner * d[:, None]).view(dy.shape[0], -1) @ A
+    factors = dropout_factors(dx, keys, p)
+    dx = dx if factors is None else dx.mul_(factors)
+    return dx if weight is None else dx.addmm_(dy, weight), dd, db
+
+
+def _scaled(B: Tensor, b: Tensor) -> Tensor:
+    """diag(b_c)·B for every client. [C, d_out, r]"""
+    return b[:, :, None] * B
