@@ -10,6 +10,7 @@ adapters/           one PEFT adapter folder per client
 """
 
 import hashlib
+import itertools
 from datetime import datetime
 from pathlib import Path
 
@@ -140,5 +141,8 @@ def config_digest(config: TrainConfig) -> str:
 
 
 def _new_name(config: TrainConfig) -> Path:
+    """A place below runs/ that no other run has taken, be it in the same second."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{stamp}-{config.method}-{config.adapter}"
+    name = f"{stamp}-{config.method}-{config.adapter}"
+    names = (f"{name}-{count}" if count > 1 else name for count in itertools.count(1))
+    return next(path for each in names if not (path := Path("runs") / each).exists())
