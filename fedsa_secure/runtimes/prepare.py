@@ -22,6 +22,7 @@ from fedsa_secure.adapters import (
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import FederatedData, collate, divide, encode_division
 from fedsa_secure.errors import AdapterError, ConfigError
+from fedsa_secure.federation.local_training import method_of
 from fedsa_secure.federation.run_folder import OBJECT
 from fedsa_secure.federation.stacking import clients_per_pass
 from fedsa_secure.methods import find_method
@@ -108,6 +109,7 @@ def prepare(given: Given, config: TrainConfig) -> Prepared:
     _device(config.device)
     config = with_initial_adapter(config)
     division = divide(given.pick("dataset", config), given.pick("partition", config), config)
+    method_of(config, division.generation)
     task = "generation" if division.generation else "classification"
     labels = None if division.generation else len(division.label_names)
     adapted, tokenizer = open_model(given, config, labels)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsa_secure.config import TrainConfig
-from fedsa_secure.data import Pool, load_pool
+from fedsa_secure.data import Pool, divide, load_pool
 from fedsa_secure.data import partition as partitioning
 from fedsa_secure.data.partition import DEFAULT_CLIENTS
 from fedsa_secure.errors import ConfigError
@@ -260,3 +260,31 @@ def test_classes_that_no_client_would_hold_are_refused():
     """Two clients with one class each cannot hold four classes: rows would be lost unnoticed."""
     with pytest.raises(ConfigError):
         partition(make_pool(classes=4), "pathological:1", 2, 0)
+
+
+# --- drawn again -----------------------------------------------------------------------------
+
+
+def test_skewed_draw_is_repeated_until_every_client_has_enough():
+    pool = make_pool(rows=400, classes=2)
+    config = TrainConfig(clients=6, min_rows=20, common_rows=0, partition="dirichlet:0.3")
+    with pytest.raises(ConfigError):  # the first draw alone would not do
+        partitioning.partition(pool, "dirichlet:0.3", config, 0)
+    shards = divide(pool.rows, "dirichlet:0.3", config).shards
+    assert min(len(shard.train) + len(shard.test) for shard in shards) >= 20
+    assert_each_row_once([np.sort(np.concatenate([s.train, s.test])) for s in shards], 400)
+
+
+def test_draws_differ_and_can_be_repeated():
+    pool, config = make_pool(), TrainConfig(clients=4)
+    one, two, again = (
+        partitioning.partition(pool, "dirichlet:1", config, draw) for draw in (0, 1, 1)
+    )
+    assert not all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(two, again, strict=True))
+
+
+def test_impossible_skew_is_refused_after_all_draws():
+    config = TrainConfig(clients=30, min_rows=9, common_rows=0)
+    with pytest.raises(ConfigError, match="dirichlet:0.1 cannot divide 240 rows over 30 clients"):
+        divide(make_pool().rows, "dirichlet:0.1", config)

@@ -1,0 +1,205 @@
+"""Federations of models that write: from question and answer to a personal model's answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from generation import EOS, PAD, WRITERS, make_questions, make_tokenizer, make_writer
+from peft import PeftModel
+
+import fedsa_secure
+from fedsa_secure.errors import ConfigError
+from fedsa_secure.federation import evaluation
+
+OPTIONS = {
+    "rank": 4,
+    "rounds": 4,
+    "local_steps": 6,
+    "max_length": 16,
+    "max_new_tokens": 4,
+    "learning_rate": 5e-2,
+    "evaluate_every": 2,
+    "common_rows": 0,
+    "dropout": 0.1,
+}
+
+
+def train(name: str, folder: Path, **options: object) -> fedsa_secure.Run:
+    return fedsa_secure.train(
+        make_writer(name),
+        make_questions(),
+        "column:client",
+        tokenizer=make_tokenizer(),
+        output_dir=str(folder),
+        **{**OPTIONS, **options},
+    )
+
+
+def by_hand(model: torch.nn.Module, prompt: list[int], steps: int) -> list[int]:
+    """Greedy decoding of one prompt without padding and without a cache."""
+    written: list[int] = []
+    for _ in range(steps):
+        if model.config.is_encoder_decoder:
+            inputs = {
+                "input_ids": torch.tensor([prompt]),
+                "decoder_input_ids": torch.tensor([[PAD, *written]]),
+            }
+        else:
+            inputs = {"input_ids": torch.tensor([[*prompt, *written]])}
+        with torch.no_grad():
+            token = int(model(**inputs).logits[0, -1].argmax())
+        if token == EOS:
+            break
+        written.append(token)
+    return written
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def finished(request, tmp_path_factory) -> tuple[str, fedsa_secure.Run]:
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    return request.param, train(request.param, folder)
+
+
+def test_loss_falls_and_both_results_are_reported(finished):
+    _, run = finished
+    measured = [record for record in run.history if record.test_loss is not None]
+    assert measured[-1].test_loss < measured[0].test_loss
+    assert run.history[-1].loss < run.history[0].loss
+    assert run.loss == pytest.approx(measured[-1].test_loss)
+    best = max(measured, key=lambda r: (r.accuracy, -r.test_loss))
+    assert run.best == best
+
+
+def test_personal_answers_fit_at_home_and_not_elsewhere(finished):
+    """Client c answers with word c: B alone can carry that, since there is no head."""
+    _, run = finished
+    for client in run.clients:
+        assert client.metrics.loss < client.metrics.cross_loss - 0.1
+        assert client.metrics.macro_f1 is None
+    assert run.config.task == "generation"
+    assert run.config.answer_column == "answer"
+
+
+def test_answers_are_those_of_greedy_decoding_by_hand_through_peft(finished, tmp_path):
+    """The saved folder, loaded by PEFT, one unpadded prompt at a time."""
+    name, run = finished
+    run.save_pretrained(tmp_path)
+    prompts = ["w20", "w30 w31 w32 w33 w34", "w40 w41"]
+    for client in run.clients[:2]:
+        folder = tmp_path / f"client-{client.number:05d}"
+        theirs = PeftModel.from_pretrained(make_writer(name), folder).eval()
+        expected = [
+            by_hand(theirs.base_model.model, [5 + int(w[1:]) for w in p.split()], 4)
+            for p in prompts
+        ]
+        words = [" ".join(f"w{token - 5}" for token in tokens) for tokens in expected]
+        assert client.generate(prompts) == words
+        kind = "SEQ_2_SEQ_LM" if name == "t5" else "CAUSAL_LM"
+        assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == kind
+
+
+def test_exact_match_is_the_share_of_right_answers(tmp_path, monkeypatch):
+    """Client c is to answer w{c} w{c+10}; of all prompts every third gets client 1's answer."""
+
+    def write(_model, _tokenizer, prompts, _longest):
+        return ["W1  w11" if k % 3 == 0 else "w1" for k in range(len(prompts))]
+
+    monkeypatch.setattr(evaluation, "write_answers", write)
+    run = train("llama", tmp_path / "run", rounds=1, cross_rows=0)
+    rows = [client.metrics.test_rows for client in run.clients]
+    assert rows[1] == 6
+    assert [client.metrics.accuracy for client in run.clients] == [0.0, 2 / 6, 0.0]
+
+
+def test_no_rows_are_decoded_on_demand(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "write_answers", None)
+    run = train("llama", tmp_path / "run", rounds=2, decode_rows=0)
+    assert run.accuracy is None
+    assert run.best.test_loss == min(r.test_loss for r in run.history if r.test_loss)
+
+
+def test_opened_again_it_answers_the_same(finished):
+    name, run = finished
+    again = fedsa_secure.load(run.path, make_writer(name), tokenizer=make_tokenizer())
+    prompts = ["w20 w21", "w30"]
+    assert again.clients[2].generate(prompts) == run.clients[2].generate(prompts)
+    measured = fedsa_secure.evaluate(
+        run.path,
+        make_writer(name),
+        make_questions(),
+        tokenizer=make_tokenizer(),
+    )
+    assert measured.metrics == run.metrics
+
+
+def test_class_questions_are_refused_by_a_writer(finished):
+    _, run = finished
+    with pytest.raises(ConfigError, match=r"use generate\(\)"):
+        run.clients[0].predict(["w0"])
+    with pytest.raises(ConfigError, match="prompts: .* list of texts"):
+        run.clients[0].generate("w0")
+    assert run.clients[0].generate([]) == []
+
+
+def test_first_round_of_a_shared_base_starts_equal_for_all(tmp_path):
+    """Before training, personal models are the base model: losses are those of the base."""
+    run = train("llama", tmp_path / "run", rounds=1, local_steps=1, learning_rate=1e-30)
+    losses = {round(client.metrics.loss, 3) for client in run.clients}
+    assert len(losses) == 3, "clients have different answers"
+    assert run.clients[0].generate(["w50"]) == run.clients[1].generate(["w50"])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"method": "head-only"}, "method: 'head-only' trains the head only"),
+        (
+            {"task": "classification"},
+            "text_column: cannot tell which of the columns",
+        ),
+        ({"max_length": 2}, "max_length: the prompts of"),
+        ({"prompt_template": "no place"}, "prompt_template needs {prompt}"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(
+    options, expected, tmp_path
+):
+    with pytest.raises(ConfigError) as refused:
+        train("llama", tmp_path / "run", **options)
+    assert expected in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_cannot_write_and_a_writer_cannot_classify(
+    tiny_bert, tiny_tokenizer, small_dataset, tmp_path
+):
+    with pytest.raises(ConfigError, match="needs a model that writes answers"):
+        fedsa_secure.train(tiny_bert(), make_questions(), tokenizer=tiny_tokenizer)
+    with pytest.raises(ConfigError, match="needs a model that classifies"):
+        fedsa_secure.train(make_writer("llama"), small_dataset(), tokenizer=make_tokenizer())
+
+
+def test_writers_load_from_folders_and_decoders_classify(tmp_path, small_dataset):
+    """The path of a hub id: config, weights and tokenizer from a folder, for both tasks."""
+    folder = tmp_path / "model"
+    make_writer("llama").save_pretrained(folder)
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.save_pretrained(folder)
+    run = fedsa_secure.train(
+        str(folder),
+        make_questions(),
+        output_dir=str(tmp_path / "writer"),
+        **{**OPTIONS, "rounds": 1, "partition": "length", "clients": 2},
+    )
+    assert run.clients[0].generate(["w20"])
+    tokenizer.pad_token = None  # as Llama's and GPT-2's come
+    tokenizer.save_pretrained(folder)
+    classifier = fedsa_secure.train(
+        str(folder),
+        small_dataset(),
+        output_dir=str(tmp_path / "classifier"),
+        **{**OPTIONS, "clients": 2, "partition": "iid"},
+    )
+    assert classifier.history[-1].loss < classifier.history[0].loss
+    assert classifier.clients[0].predict(["w1 w2"])[0].startswith("class")
