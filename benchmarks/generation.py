@@ -85,11 +85,7 @@ def run_formats(
             group_column="stem",
             test_fraction=TEST_ROWS / (TRAIN_ROWS + TEST_ROWS),
             prompt_template=" {prompt} ->",
-            target_modules=tuple(
-                f"layers.{layer}.self_attn.{name}"
-                for layer in _LAYERS
-                for name in ("q_proj", "v_proj")
-            ),
+            target_modules=_TARGETS,
             rank=4,
             alpha=8,
             rounds=ROUNDS,

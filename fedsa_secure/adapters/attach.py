@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedsa_secure.adapters.context import BatchContext
 from fedsa_secure.adapters.head import GroupedLinear
-from fedsa_secure.adapters.layer import AdapterLayer
+from fedsa_secure.adapters.layer import AdapterLayer, is_plain, linear_sizes
 from fedsa_secure.adapters.lora import LoRALinear
 from fedsa_secure.adapters.peft_reading import PeftAdapter
 from fedsa_secure.adapters.settings import AdapterSettings
@@ -229,6 +229,7 @@ def attach(
     Raises:
         ConfigError: if a target module does not exist or is not a linear layer, or the start does
             not fit the model.
+        AdapterError: if the head is quantised.
     """
     model.requires_grad_(False).eval()
     for module in model.modules():
@@ -236,7 +237,9 @@ def attach(
         # and a later pass with gradients goes wrong without a word.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - not in the stubs
-    heads = head_paths(model)
+    heads = {path: _plain_linear(model, path) for path in head_paths(model)}
+    if start is not None:
+        start.find_layers({p for p, m in model.named_modules() if linear_sizes(m)} - heads.keys())
     targets = find_targets(model, settings, heads)
     projections = _projections(settings, targets.values(), start)
     context, slots, initial = BatchContext(), dict[str, _Slot](), NamedTensors()
@@ -256,8 +259,8 @@ def attach(
         model.set_submodule(path, layer)
         for attribute, (role, value) in layer.starts(seed).items():
             register(path, layer, attribute, role, value)
-    for path in heads:
-        grouped = GroupedLinear(_linear(model, path), context)
+    for path, linear in heads.items():
+        grouped = GroupedLinear(linear, context)
         model.set_submodule(path, grouped)
         register(path, grouped, "weight", Role.HEAD, grouped.weight[0])
         if grouped.bias is not None:
@@ -277,8 +280,8 @@ def _projections(
         return ()
     key, rank = settings.projection_key, settings.rank
     pairs = [Projections.draw(key, rank, sizes)]
-    if start is not None and start.projections is not None:
-        pairs[0] = start.projections
+    if start is not None:
+        pairs[0] = start.wide_enough(pairs[0])
     if settings.private:
         pairs.append(Projections.draw(private_key(key), rank, sizes))
     return tuple(pairs)
@@ -300,8 +303,12 @@ def _fingerprint(model: nn.Module, initial: NamedTensors) -> str:
     return digest.hexdigest()
 
 
-def _linear(model: nn.Module, path: str) -> nn.Linear:
+def _plain_linear(model: nn.Module, path: str) -> nn.Linear:
+    """A layer of the head, whose weight every client gets a copy of."""
     module = model.get_submodule(path)
-    if not isinstance(module, nn.Linear):
-        raise TypeError(f"{path} is a {type(module).__name__}")
+    if not isinstance(module, nn.Linear) or not is_plain(module.weight):
+        raise AdapterError(
+            f"{path} belongs to the head, which is trained, and is quantised; quantise the model "
+            "without it"
+        )
     return module

@@ -32,10 +32,24 @@ class AdapterLayer(nn.Module):
         self.base = base.requires_grad_(False)
         self.name, self.dropout = name, dropout
         self.d_in, self.d_out = linear_sizes(base) or (0, 0)
-        self.like = _trainable_like(base)
+        self.like = trainable_like(base)
         """Dtype and device of what is trained; empty."""
         self._context = context
         self._layer = derive(0, "dropout layer", name) & 0xFFFFFFFF
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen layer's weight: some models (T5) ask their layers for its dtype."""
+        base: Any = self.base
+        weight: Tensor = base.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen layer's bias."""
+        base: Any = self.base
+        bias: Tensor | None = base.bias
+        return bias
 
     def starts(self, seed: int) -> dict[str, tuple[Role, Tensor]]:
         """Role and public start of every parameter, by attribute; without client axis."""
@@ -109,18 +123,28 @@ def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
     return (d_in, d_out) if isinstance(d_in, int) and isinstance(d_out, int) else None
 
 
+def is_plain(weight: object) -> bool:
+    """Whether a weight is stored as the numbers that it stands for.
+
+    torchao puts a tensor of its own into an nn.Linear, bitsandbytes one of integers.
+    """
+    if not isinstance(weight, Tensor) or type(weight) not in (nn.Parameter, Tensor):
+        return False
+    return weight.is_floating_point()
+
+
 def _plain_weights(base: Any) -> tuple[Tensor | None, Tensor | None]:
     """Weight [d_out, d_in] and bias of a layer that is nothing but their product; else None."""
     if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
         return None, None
     weight, bias = base.weight, base.bias
-    if type(weight) not in (nn.Parameter, Tensor):  # torchao swaps the weight, not the module
+    if not is_plain(weight):
         return None, None
     return (weight if type(base) is nn.Linear else weight.t()), bias
 
 
-def _trainable_like(base: nn.Module) -> Tensor:
-    """Adapters live where their layer does, and train in float32, unless it is in float64.
+def trainable_like(base: nn.Module) -> Tensor:
+    """What is trained lives where its layer does, and is in float32, unless it is in float64.
 
     Packed layers of other libraries may have no tensors; those are on the CPU.
     """

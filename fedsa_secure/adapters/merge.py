@@ -4,6 +4,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from fedsa_secure.adapters.attach import AdaptedModel
+from fedsa_secure.adapters.layer import is_plain
 from fedsa_secure.errors import AdapterError
 from fedsa_secure.types import NamedTensors
 
@@ -24,9 +25,9 @@ def merged_weights(adapted: AdaptedModel, tensors: NamedTensors) -> NamedTensors
     merged = NamedTensors()
     for path, layer in adapted.layers().items():
         weight = getattr(layer.base, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            kind = type(layer.base).__name__
-            raise AdapterError(f"{path} is a {kind}, whose weight cannot be added to")
+        if not isinstance(weight, Tensor) or not is_plain(weight):
+            kind, form = type(layer.base).__name__, type(weight).__name__
+            raise AdapterError(f"{path} is a {kind} whose weight is a packed {form}")
         own = {
             name.removeprefix(f"{path}."): tensors.get(name, start).to(weight.device)
             for name, start in adapted.initial.items()

@@ -1,11 +1,13 @@
 """An adapter that PEFT wrote, as the public start of a run."""
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, VeraConfig
 from peft.utils import load_peft_weights
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fedsa_secure.adapters.settings import AdapterSettings
@@ -65,6 +67,36 @@ class PeftAdapter:
                 )
         return {name: tensor.to(initial[name]) for name, tensor in self.tensors.items()}
 
+    def find_layers(self, paths: Collection[str]) -> None:
+        """Check that a model has the layers that are adapted.
+
+        Args:
+            paths: its linear layers besides the head.
+
+        Raises:
+            ConfigError: if one is missing.
+        """
+        for path in self.settings.target_modules or ():
+            if path not in paths:
+                raise self._refused(f"it adapts {path}, which is no layer of the base model")
+
+    def wide_enough(self, drawn: Projections) -> Projections:
+        """Its frozen factors if it brings any, else those that were drawn for the model.
+
+        Raises:
+            ConfigError: if they are smaller than the model needs.
+        """
+        own = self.projections
+        if own is None:
+            return drawn
+        for name, mine, needed in (("vera_A", own.A, drawn.A), ("vera_B", own.B, drawn.B)):
+            if any(m < n for m, n in zip(mine.shape, needed.shape, strict=True)):
+                raise self._refused(
+                    f"{name} has shape {tuple(mine.shape)} where the model needs "
+                    f"{tuple(needed.shape)}"
+                )
+        return own
+
     def _refused(self, problem: str) -> ConfigError:
         return ConfigError(
             "initial_adapter",
@@ -83,7 +115,7 @@ def read_peft_adapter(source: str) -> PeftAdapter:
     try:
         config = PeftConfig.from_pretrained(source)
         weights = load_peft_weights(source, device="cpu")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(
             "initial_adapter",
@@ -97,9 +129,13 @@ def read_peft_adapter(source: str) -> PeftAdapter:
             projections[key[-1]] = value
             continue
         tensors[_our_name(source, key)] = value
-    layers = sorted({n.rpartition(".")[0] for n in tensors if n.endswith((".A", ".d"))})
+    inner = {n.rpartition(".")[0] for n in tensors if n.endswith((".A", ".d"))}
+    outer = {n.rpartition(".")[0] for n in tensors if n.endswith((".B", ".b"))}
+    layers = sorted(inner | outer)
     if not layers:
         raise ConfigError("initial_adapter", f"{source} adapts no layer", "give another adapter")
+    for half in sorted(inner ^ outer):
+        raise ConfigError("initial_adapter", f"{source} holds only one of two factors of {half}")
     pair = Projections(projections["A"], projections["B"]) if len(projections) == 2 else None
     return PeftAdapter(source, _settings(config, tuple(layers)), tensors, pair)
 
@@ -109,17 +145,17 @@ def _settings(config: Any, layers: tuple[str, ...]) -> AdapterSettings:
         return AdapterSettings(
             kind="vera",
             rank=config.r,
-            dropout=config.vera_dropout,
+            dropout=float(config.vera_dropout),
             target_modules=layers,
-            d_initial=config.d_initial,
+            d_initial=float(config.d_initial),
             projection_key=config.projection_prng_key,
         )
     kind: AdapterKind = "rslora" if config.use_rslora else "lora"
     return AdapterSettings(
         kind=kind,
         rank=config.r,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
+        alpha=float(config.lora_alpha),
+        dropout=float(config.lora_dropout),
         target_modules=layers,
     )
 

@@ -29,7 +29,7 @@ def head_paths(model: nn.Module) -> list[str]:
     return [
         path
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path.split(".")[0] != base
+        if linear_sizes(module) is not None and path.split(".")[0] != base
     ]
 
 
