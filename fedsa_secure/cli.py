@@ -105,6 +105,14 @@ def _evaluate(run_dir: RunDir) -> None:
     _show(evaluate(run_dir), None)
 
 
+@_app.command("methods")
+def _methods() -> None:
+    """List what every method trains, sends and keeps, as a Markdown table."""
+    from fedsa_secure.methods import methods_table
+
+    typer.echo(methods_table())
+
+
 class _Progress:
     """A bar on a terminal, plain lines elsewhere."""
 
@@ -136,6 +144,8 @@ class _Progress:
         text = f"loss {record.loss:.3f}"
         if record.accuracy is not None:
             text += f"  accuracy {record.accuracy:.1%}"
+        elif record.test_loss is not None:
+            text += f"  test loss {record.test_loss:.3f}"
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=text)
         else:
@@ -147,38 +157,48 @@ class _Progress:
             self._bar.stop()
 
 
+# Columns of the table at the end of a run: heading, metric, format. Short headings: the table has
+# to fit into 80 characters.
+_COLUMNS = (
+    ("train", "train_rows", ".0f"),
+    ("test", "test_rows", ".0f"),
+    ("loss", "loss", ".3f"),
+    ("acc.", "accuracy", ".1%"),
+    ("F1", "macro_f1", ".1%"),
+    ("majority", "majority", ".1%"),
+    ("others", "cross_accuracy", ".1%"),
+    ("common", "common_accuracy", ".1%"),
+)
+_LEGEND = {
+    "train": "rows trained on",
+    "test": "rows of the client's own test part",
+    "loss": "cross-entropy there",
+    "acc.": "accuracy there (generation: answers that are right)",
+    "F1": "macro F1 there",
+    "majority": "accuracy of always answering its most frequent class",
+    "others": "accuracy of the same model on the other clients' test rows",
+    "common": "accuracy on test rows that are the same for all",
+}
+
+
 def _show(run: Any, seconds: float | None) -> None:
-    """The table at the end of a run."""
-    sent = run.history[-1].uplink_bytes
+    """What a run came to: a table of its personal models, best and last round, and where it is."""
+    columns = [c for c in _COLUMNS if any(getattr(m, c[1]) is not None for m in run.metrics)]
     table = Table(title=f"personal models, {run.config.method}-{run.config.adapter}")
-    # Short names: the table fits into 80 characters.
-    for column in ("client", "train", "test", "acc.", "F1", "majority", "common", "bytes up"):
-        table.add_column(column, justify="right")
+    table.add_column("client", justify="right")
+    for heading, _, _ in columns:
+        table.add_column(heading, justify="right")
     for m in run.metrics:
-        table.add_row(
-            str(m.client),
-            str(m.train_rows),
-            str(m.test_rows),
-            *_shares(m.accuracy, m.macro_f1, m.majority, m.common_accuracy),
-            f"{sent:,}",
-        )
+        cells = [_cell(getattr(m, name), form) for _, name, form in columns]
+        table.add_row(str(m.client), *cells)
     table.add_section()
-    table.add_row(
-        "mean",
-        f"{sum(m.train_rows for m in run.metrics) / len(run.metrics):.0f}",
-        f"{sum(m.test_rows for m in run.metrics) / len(run.metrics):.0f}",
-        *_shares(run.accuracy, run.macro_f1, run.majority, run.common_accuracy),
-        f"{sent:,}",
-    )
+    means = [_cell(_mean([getattr(m, name) for m in run.metrics]), f) for _, name, f in columns]
+    table.add_row("mean", *means)
     _console.print(table)
-    _console.print(
-        "train, test: rows; acc., F1: accuracy and macro F1 on the client's own test rows; "
-        "majority: accuracy of always answering their most frequent class; common: accuracy on "
-        "class-balanced test rows that are the same for all; bytes up: sent per round",
-        highlight=False,
-    )
-    if seconds is not None:
-        _console.print(f"{seconds:.0f} s for the rounds run now", highlight=False)
+    legend = "; ".join(f"{heading}: {_LEGEND[heading]}" for heading, _, _ in columns)
+    _console.print(legend, highlight=False)
+    for line in _rounds(run, seconds):
+        _console.print(line, highlight=False)
     _console.print(
         f"personal adapters in PEFT's format: {run.path / 'adapters'}",
         highlight=False,
@@ -186,8 +206,31 @@ def _show(run: Any, seconds: float | None) -> None:
     )
 
 
-def _shares(*values: float | None) -> list[str]:
-    return ["–" if value is None else f"{value:.1%}" for value in values]
+def _rounds(run: Any, seconds: float | None) -> list[str]:
+    """Best and last round, bytes and time."""
+    last, best = run.history[-1], run.best
+    lines = [
+        f"last round {last.round}: {_round_scores(last)}; best round {best.round}: "
+        f"{_round_scores(best)} (chosen on the test rows themselves, so optimistic)",
+        f"each client sends {last.uplink_bytes:,} bytes a round",
+    ]
+    if seconds is not None:
+        lines.append(f"{seconds:.0f} s for the rounds run now")
+    return lines
+
+
+def _round_scores(record: Any) -> str:
+    accuracy = "" if record.accuracy is None else f"accuracy {record.accuracy:.1%}, "
+    return f"{accuracy}test loss {record.test_loss:.3f}"
+
+
+def _mean(values: list[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _cell(value: float | int | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _quiet_libraries() -> None:

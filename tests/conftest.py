@@ -49,7 +49,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_bert() -> ModelFactory:
     """`tiny_bert(labels=3, seed=0)`: a random BERT with a classification head."""
 

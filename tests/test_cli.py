@@ -82,7 +82,16 @@ def test_train_evaluate_resume(call: Callable[..., Outcome], folders: list[str])
     trained = call("train", *folders, "--output-dir", "run")
     assert trained.status == 0
     assert "round 2/2" in trained.out
-    for heading in ("client", "acc.", "F1", "majority", "bytes up", "mean"):
+    for heading in (
+        "client",
+        "acc.",
+        "F1",
+        "majority",
+        "others",
+        "mean",
+        "best round",
+        "bytes a round",
+    ):
         assert heading in trained.out
     table = [line for line in trained.out.splitlines() if line.startswith(("│", "┃"))]
     assert len(table) == 1 + 3 + 1

@@ -6,8 +6,12 @@ import re
 import subprocess
 from pathlib import Path
 
+from typer.testing import CliRunner
+
 import fedsa_kernels
 import fedsa_secure
+from fedsa_secure.cli import _app
+from fedsa_secure.methods import methods_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +56,13 @@ def test_the_readme_shows_every_source_file() -> None:
         for path in (ROOT / package).rglob("*.py"):
             if path.name not in ("__init__.py", "__main__.py"):
                 assert re.search(rf"^\s*{re.escape(path.name)}\s+\S", tree, re.M), path
+
+
+def test_the_readme_shows_the_table_of_methods_that_the_code_has() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert methods_table() in readme
+    shown = CliRunner().invoke(_app, ["methods"])
+    assert shown.stdout.strip() == methods_table()
 
 
 def test_the_paper_index_points_at_files_that_exist() -> None:

@@ -140,4 +140,6 @@ def private_key(key: int) -> int:
 def _kaiming(rows: int, fan_in: int, stream: torch.Generator) -> Tensor:
     # PyTorch's kaiming_uniform_ with its default gain √2: the bound is √2·√(3/fan_in).
     bound = 3**0.5 * (2**0.5 / fan_in**0.5)
-    return torch.empty(rows, fan_in).uniform_(-bound, bound, generator=stream)
+    # Neither torch's default dtype nor its default device may move a draw that all clients share.
+    values = torch.empty(rows, fan_in, dtype=torch.float32, device="cpu")
+    return values.uniform_(-bound, bound, generator=stream)

@@ -13,6 +13,7 @@ from fedsa_secure import TrainConfig
 from fedsa_secure.adapters import AdaptedModel, AdapterSettings, attach
 from fedsa_secure.data import FederatedData, divide, encode_division
 from fedsa_secure.federation.run_folder import RunFolder
+from fedsa_secure.methods import find_method
 from fedsa_secure.runtimes.simulation import Simulation
 
 
@@ -49,9 +50,16 @@ def clients_dataset(sizes: Sequence[int], make: Callable[..., Dataset], seed: in
     return concatenate_datasets(parts)
 
 
-@pytest.fixture
+# Wider, higher and square: 32 → 48, 48 → 32 and 32 → 32.
+TARGETS = ("query", "intermediate.dense", "layer.1.output.dense")
+
+
+@pytest.fixture(scope="session")
 def federation(
-    tiny_bert: Any, tiny_tokenizer: Any, small_dataset: Any, tmp_path: Path
+    tiny_bert: Any,
+    tiny_tokenizer: Any,
+    small_dataset: Any,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Federation]:
     """`federation(sizes=(40, 9, 25, 60), dtype=float32, rows=None, **options)`."""
 
@@ -65,6 +73,7 @@ def federation(
             "partition": "column:client",
             "clients": len(sizes),
             "rank": 3,
+            "target_modules": TARGETS,
             "dropout": 0.2,
             "batch_size": 8,  # the second client has fewer rows to train on
             "rounds": 3,
@@ -75,11 +84,20 @@ def federation(
             "clients_per_pass": len(sizes),
             "evaluate_every": 100,
         }
+        if options.get("adapter") == "vera":  # d and b want other rates than a head
+            defaults |= {"learning_rate": 5e-2, "head_learning_rate": 5e-3}
         config = TrainConfig.build(**{**defaults, **options})
         rows = rows if rows is not None else clients_dataset(sizes, small_dataset)
         data = encode_division(divide(rows, config.partition, config), tiny_tokenizer, config)
-        settings = AdapterSettings(rank=config.rank, alpha=config.alpha, dropout=config.dropout)
+        settings = AdapterSettings(
+            kind=config.adapter,
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            target_modules=config.target_modules,
+            private=find_method(config.method).has_private_adapter,
+        )
         model = attach(tiny_bert().to(dtype), settings, config.seed)
-        return Federation(config, model, data, tmp_path)
+        return Federation(config, model, data, tmp_path_factory.mktemp("federation"))
 
     return make

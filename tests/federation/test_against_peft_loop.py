@@ -28,6 +28,12 @@ OPTIONS = {
     "weight_decay": 0.05,
     "max_grad_norm": 0.3,
 }
+OURS = {
+    ".lora_A.default.weight": ".A",
+    ".lora_B.default.weight": ".B",
+    ".vera_lambda_d.default": ".d",
+    ".vera_lambda_b.default": ".b",
+}
 
 
 class Loop:
@@ -53,7 +59,9 @@ class Loop:
     @staticmethod
     def _ours(name: str) -> str:
         name = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
-        return name.replace(".lora_A.default.weight", ".A").replace(".lora_B.default.weight", ".B")
+        for theirs, ours in OURS.items():
+            name = name.replace(theirs, ours)
+        return name
 
     def round(self, number: int) -> None:
         config = self.federation.config
@@ -91,11 +99,14 @@ class Loop:
         return self.clients[client]
 
 
-@pytest.mark.parametrize("per_pass", [1, 3])
+@pytest.mark.parametrize(
+    ("adapter", "per_pass"), [("lora", 1), ("lora", 3), ("rslora", 3), ("vera", 3)]
+)
 def test_rounds_equal_those_of_peft_and_torch(
-    federation: MakeFederation, tiny_bert: Any, per_pass: int
+    federation: MakeFederation, tiny_bert: Any, adapter: str, per_pass: int
 ) -> None:
-    made = federation(dtype=torch.float64, clients_per_pass=per_pass, **OPTIONS)
+    options = {**OPTIONS, "adapter": adapter, "clients_per_pass": per_pass}
+    made = federation(dtype=torch.float64, **options)
     run = made.simulate("run")
     loop = Loop(made, tiny_bert().double())
     for number in range(1, 5):

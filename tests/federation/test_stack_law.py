@@ -10,18 +10,18 @@ from fedsa_secure.data import Batch, EncodedRows, collate
 from fedsa_secure.federation import local_training
 from fedsa_secure.federation.local_training import ClientResult, ClientState, train_clients
 from fedsa_secure.methods import find_method
-from fedsa_secure.types import NamedTensors, Role
+from fedsa_secure.types import NamedTensors
 
-FEDSA = find_method("fedsa")
 MakeFederation = Callable[..., "Federation"]
 
 
 def one_round(federation, clients: Sequence[int], round_number: int = 1) -> list[ClientResult]:
     """These clients' first turn, in one stack."""
-    shared = {name: federation.model.initial[name] for name in federation.model.names({Role.A})}
+    model, method = federation.model, find_method(federation.config.method)
+    shared = {name: model.initial[name] for name in model.names(method.shared)}
     turns = [(client, ClientState()) for client in clients]
-    arguments = (FEDSA, federation.config, federation.data, shared, turns, round_number)
-    return train_clients(federation.model, *arguments)
+    arguments = (method, federation.config, federation.data, shared, turns, round_number)
+    return train_clients(model, *arguments)
 
 
 def everything(result: ClientResult) -> NamedTensors:
@@ -34,13 +34,27 @@ def largest_difference(left: NamedTensors, right: NamedTensors) -> float:
     return max((left[name] - right[name]).abs().max().item() for name in left)
 
 
-def test_fifty_steps_agree_in_double_precision(federation: MakeFederation) -> None:
-    made = federation(dtype=torch.float64, local_steps=50)
+@pytest.mark.parametrize(
+    ("method", "adapter", "steps"),
+    [
+        ("fedsa", "lora", 50),
+        ("fedsa", "rslora", 6),
+        ("fedsa", "vera", 6),
+        ("feddpa", "lora", 6),
+        ("feddpa", "vera", 6),
+    ],
+)
+def test_steps_agree_in_double_precision(
+    federation: MakeFederation, method: str, adapter: str, steps: int
+) -> None:
+    made = federation(dtype=torch.float64, method=method, adapter=adapter, local_steps=steps)
     stacked = one_round(made, [0, 1, 2, 3])
     for client in range(4):
         [alone] = one_round(made, [client])
         assert largest_difference(everything(stacked[client]), everything(alone)) < 1e-9
         assert stacked[client].loss == pytest.approx(alone.loss, abs=1e-9)
+    for name in made.model.names(find_method(method).trained):  # all of them did move
+        assert not torch.equal(everything(alone)[name], made.model.initial[name])
 
 
 def test_ten_steps_agree_in_single_precision(federation: MakeFederation) -> None:

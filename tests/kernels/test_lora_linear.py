@@ -12,13 +12,13 @@ from torch import Tensor
 from fedsa_kernels import keep_mask, lora_linear
 
 D_IN, D_OUT, RANK, SCALING, P = 37, 23, 5, 1.7, 0.3
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True)
 class Case:
     x: Tensor
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     A: Tensor
     B: Tensor
@@ -34,6 +34,7 @@ def make_case(
     *,
     clients: int = 3,
     shape: Sequence[int] = (6, 7),
+    weight: bool = True,
     bias: bool = True,
     dropout: bool = False,
     dtype: torch.dtype = torch.float64,
@@ -49,7 +50,7 @@ def make_case(
     keys = torch.randint(-(2**31), 2**31, tuple(shape), generator=stream, dtype=torch.int32)
     return Case(
         x=draw(*shape, D_IN, needed=needs[0]),
-        weight=draw(D_OUT, D_IN),
+        weight=draw(D_OUT, D_IN) if weight else None,
         bias=draw(D_OUT) if bias else None,
         A=draw(clients, RANK, D_IN, needed=needs[1]),
         B=draw(clients, D_OUT, RANK, needed=needs[2]),
@@ -70,8 +71,8 @@ def plain(case: Case) -> tuple[Tensor, list[Tensor]]:
     for c in range(len(A)):
         rows = slice(c * size, (c + 1) * size)
         update = B[c] @ A[c]
-        frozen = flat[rows] @ case.weight.double().T + bias
-        segments.append(frozen + SCALING * dropped[rows] @ update.T)
+        frozen = 0.0 if case.weight is None else flat[rows] @ case.weight.double().T
+        segments.append(frozen + bias + SCALING * dropped[rows] @ update.T)
     y = torch.cat(segments).reshape(*x.shape[:-1], D_OUT)
     return y.detach(), list(torch.autograd.grad(y.square().sum(), (x, A, B)))
 
@@ -83,6 +84,18 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     assert error <= tolerance * expected.abs().max()
 
 
+def assert_equal_to_plain(case: Case, tolerance: float) -> None:
+    """Output and all gradients, each gradient in the dtype of its own tensor."""
+    expected, gradients = plain(case)
+    y = case.run()
+    assert_near(y, expected, tolerance)
+    trained = (case.x, case.A, case.B)
+    actual = torch.autograd.grad(y.double().square().sum(), trained)
+    for ours, theirs, tensor in zip(actual, gradients, trained, strict=True):
+        assert ours.dtype == tensor.dtype
+        assert_near(ours, theirs, tolerance)
+
+
 @pytest.fixture
 def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checker of these tests cannot be compiled, and takes a symbolic size for a mistake."""
@@ -91,19 +104,18 @@ def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("weight", [True, False], ids=["weight", "branch-alone"])
 @pytest.mark.parametrize("shape", [(12,), (6, 7), (3, 2, 5)], ids=["R12", "R6-T7", "R3-S2-T5"])
 @pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
-def test_output_and_all_gradients_equal_plain_autograd(dtype, clients, shape, bias, dropout):
-    case = make_case(clients=clients, shape=shape, bias=bias, dropout=dropout, dtype=dtype)
-    expected, gradients = plain(case)
-    y = case.run()
-    assert y.dtype == dtype
-    assert_near(y, expected, TOLERANCE[dtype])
-    actual = torch.autograd.grad(y.square().sum(), (case.x, case.A, case.B))
-    for ours, theirs in zip(actual, gradients, strict=True):
-        assert ours.dtype == dtype
-        assert_near(ours, theirs, TOLERANCE[dtype])
+def test_output_and_all_gradients_equal_plain_autograd(
+    dtype, clients, shape, weight, bias, dropout
+):
+    case = make_case(
+        clients=clients, shape=shape, weight=weight, bias=bias, dropout=dropout, dtype=dtype
+    )
+    assert case.run().dtype == dtype
+    assert_equal_to_plain(case, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
@@ -118,13 +130,7 @@ def test_x_may_be_a_view(view, clients):
     else:
         x = torch.randn(rows, 2 * tokens, D_IN, dtype=torch.float64)[:, 3 : 3 + tokens]
     assert not x.is_contiguous()
-    case = replace(case, x=x.requires_grad_())
-    expected, gradients = plain(case)
-    y = case.run()
-    assert_near(y, expected, 1e-12)
-    actual = torch.autograd.grad(y.square().sum(), (case.x, case.A, case.B))
-    for ours, theirs in zip(actual, gradients, strict=True):
-        assert_near(ours, theirs, 1e-12)
+    assert_equal_to_plain(replace(case, x=x.requires_grad_()), 1e-12)
 
 
 @pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
@@ -182,12 +188,41 @@ def test_gradients_equal_finite_differences(clients, dropout):
 @pytest.mark.parametrize(
     "needs", [(True, True, True), (False, True, True), (False, False, True), (False, False, False)]
 )
-@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
-@pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
-def test_op_keeps_the_rules_of_torch_library(clients, dropout, needs):
-    case = make_case(clients=clients, shape=(6,), bias=not dropout, dropout=dropout, needs=needs)
+@pytest.mark.parametrize(
+    ("clients", "dropout", "weight"),
+    [(1, False, True), (1, True, False), (3, True, True), (3, False, False)],
+)
+def test_op_keeps_the_rules_of_torch_library(clients, dropout, weight, needs):
+    case = make_case(
+        clients=clients,
+        shape=(6,),
+        weight=weight,
+        bias=not dropout,
+        dropout=dropout,
+        needs=needs,
+    )
     inputs = (case.x, case.weight, case.bias, case.A, case.B, SCALING, P, case.keys)
     torch.library.opcheck(torch.ops.fedsa.lora_linear.default, inputs)
+
+
+@pytest.mark.parametrize("weight", [True, False], ids=["weight", "branch-alone"])
+def test_factors_in_float32_fit_a_base_in_half_precision(weight):
+    """All products are made in the dtype of x, and the factors' gradients come back in theirs."""
+    fine = make_case(dtype=torch.float32)
+    coarse = make_case(dtype=torch.bfloat16, weight=weight, dropout=True)
+    case = replace(coarse, A=fine.A, B=fine.B)
+    assert case.run().dtype == torch.bfloat16
+    assert_equal_to_plain(case, TOLERANCE[torch.bfloat16])
+
+
+def test_autocast_makes_the_products_in_half_precision():
+    case = make_case(dtype=torch.float32, dropout=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = case.run()
+        assert_equal_to_plain(case, TOLERANCE[torch.bfloat16])
+    halved = {n: getattr(case, n).detach().bfloat16() for n in ("x", "weight", "bias", "A", "B")}
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, replace(case, **halved).run())
 
 
 def test_rows_that_do_not_split_over_clients_are_refused():
@@ -213,9 +248,10 @@ def test_gradients_of_clients_do_not_mix():
 
 
 @pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("weight", [True, False], ids=["weight", "branch-alone"])
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
-def test_compiled_op_gives_the_same_result(dropout):
-    case = make_case(dropout=dropout)
+def test_compiled_op_gives_the_same_result(dropout, weight):
+    case = make_case(dropout=dropout, weight=weight)
     compiled = torch.compile(lora_linear, fullgraph=True, backend="aot_eager")
     results = []
     for op in (lora_linear, compiled):

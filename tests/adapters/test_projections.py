@@ -1,0 +1,27 @@
+"""VeRA's frozen factors are the same for all clients, whatever their process has set."""
+
+import pytest
+import torch
+
+from fedsa_secure.adapters.vera import Projections
+
+SIZES = [(7, 5), (4, 9)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_projections_do_not_depend_on_the_default_dtype(dtype: torch.dtype) -> None:
+    expected = Projections.draw(3, 2, SIZES)
+    torch.set_default_dtype(dtype)
+    try:
+        found = Projections.draw(3, 2, SIZES)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.A, expected.A)
+    assert torch.equal(found.B, expected.B)
+
+
+def test_projections_do_not_depend_on_the_default_device() -> None:
+    expected = Projections.draw(3, 2, SIZES)
+    with torch.device("meta"):
+        found = Projections.draw(3, 2, SIZES)
+    assert torch.equal(found.A, expected.A)
