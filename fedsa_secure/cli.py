@@ -168,7 +168,11 @@ _COLUMNS = (
     ("majority", "majority", ".1%"),
     ("others", "cross_accuracy", ".1%"),
     ("common", "common_accuracy", ".1%"),
+    ("others' loss", "cross_loss", ".3f"),
+    ("common loss", "common_loss", ".3f"),
 )
+_INSTEAD = {"cross_loss": "cross_accuracy", "common_loss": "common_accuracy"}
+"""Losses that are shown where there is no accuracy."""
 _LEGEND = {
     "train": "rows trained on",
     "test": "rows of the client's own test part",
@@ -178,12 +182,15 @@ _LEGEND = {
     "majority": "accuracy of always answering its most frequent class",
     "others": "accuracy of the same model on the other clients' test rows",
     "common": "accuracy on test rows that are the same for all",
+    "others' loss": "loss of the same model on the other clients' test rows",
+    "common loss": "loss on test rows that are the same for all",
 }
 
 
 def _show(run: Any, seconds: float | None) -> None:
     """What a run came to: a table of its personal models, best and last round, and where it is."""
-    columns = [c for c in _COLUMNS if any(getattr(m, c[1]) is not None for m in run.metrics)]
+    measured = {c[1] for c in _COLUMNS if any(getattr(m, c[1]) is not None for m in run.metrics)}
+    columns = [c for c in _COLUMNS if c[1] in measured and _INSTEAD.get(c[1]) not in measured]
     table = Table(title=f"personal models, {run.config.method}-{run.config.adapter}")
     table.add_column("client", justify="right")
     for heading, _, _ in columns:

@@ -85,7 +85,7 @@ class TrainConfig(BaseModel):
     )
     text_column: Names | None = Field(None, description="column of the text, or two for a pair")
     label_column: str | None = Field(
-        None, description="column of the label; for generation only the partition reads it"
+        None, description="column of the label; with task='generation' only the partition reads it"
     )
     answer_column: str | None = Field(
         None, description="generation: column of the answer (prompt: text_column); or 'messages'"
@@ -169,7 +169,9 @@ class TrainConfig(BaseModel):
         description="other clients' test rows on which each model is tried (0: none)",
     )
     decode_rows: int = Field(
-        32, ge=0, description="generation: test rows of a client that are answered by decoding"
+        32,
+        ge=0,
+        description="generation: rows of each test (own, others', common) to decode",
     )
     max_new_tokens: int = Field(256, ge=1, description="generation: longest answer in tokens")
     checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints")
@@ -218,7 +220,13 @@ class TrainConfig(BaseModel):
 
     def _switched_off(self) -> dict[str, str]:
         """Options whose None is a choice and not the default: TOML has no null."""
-        return {} if self.max_grad_norm is not None else {"max_grad_norm": "none"}
+        given = self.model_dump()
+        return {
+            name: "none"
+            for name, field in type(self).model_fields.items()
+            if given[name] is None
+            and field.get_default(call_default_factory=True, validated_data=given) is not None
+        }
 
     @model_validator(mode="before")
     @classmethod

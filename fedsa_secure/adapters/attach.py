@@ -64,6 +64,7 @@ class AdaptedModel:
         self._forward: Callable[..., Any] = model
         # Most decoders can leave out the output layer where nothing is to be predicted.
         self._picks_positions = "logits_to_keep" in signature(type(model).forward).parameters
+        self._keeps_cache = "use_cache" in signature(type(model).forward).parameters
         self._context = context
         self._slots = slots
         self.fingerprint = _fingerprint(model, initial)
@@ -92,8 +93,19 @@ class AdaptedModel:
 
     @property
     def decoder_start_token(self) -> int | None:
-        """First token of the decoder of an encoder-decoder model."""
-        return int(self.model.config.decoder_start_token_id) if self.encoder_decoder else None
+        """First token of the decoder of an encoder-decoder model that writes.
+
+        Raises:
+            ConfigError: if the model does not say.
+        """
+        if not (self.generates and self.encoder_decoder):
+            return None
+        start = self.model.config.decoder_start_token_id
+        if start is None:
+            raise ConfigError(
+                "model", "it has no decoder_start_token_id", "set it in the model's configuration"
+            )
+        return int(start)
 
     def layers(self) -> dict[str, AdapterLayer]:
         """The adapted layers by path."""
@@ -180,7 +192,7 @@ class AdaptedModel:
         """
         self._context.rows = inputs["input_ids"].shape[0]
         self._context.keys = keys
-        options: dict[str, Any] = {"use_cache": False} if self.generates else {}
+        options: dict[str, Any] = {"use_cache": False} if self._keeps_cache else {}
         if positions is not None and self._picks_positions:
             options["logits_to_keep"] = positions
         with self._autocast():

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, VeraConfig
@@ -115,7 +116,10 @@ def read_peft_adapter(source: str) -> PeftAdapter:
     try:
         config = PeftConfig.from_pretrained(source)
         weights = load_peft_weights(source, device="cpu")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError),
+        *(SafetensorError, UnpicklingError),
+    ) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(
             "initial_adapter",

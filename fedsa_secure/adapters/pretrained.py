@@ -42,6 +42,12 @@ def load_pretrained(name: str, labels: int | None, seed: int) -> tuple[Any, Any]
         MissingExtraError: if the embedded model is asked for and not installed, or a .gguf file is
             given without the package that reads it.
     """
+    if name == EMBEDDED and labels is None:
+        raise ConfigError(
+            "model",
+            "the embedded model tells classes and writes no answers",
+            "give one that generates, such as HuggingFaceTB/SmolLM2-135M-Instruct",
+        )
     source, options = _source(name)
     with _quiet_transformers():
         try:

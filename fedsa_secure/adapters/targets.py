@@ -69,7 +69,20 @@ def find_targets(
                     "name linear layers only",
                 )
     chosen = [path for path in candidates if any(_matches(path, name) for name in names)]
+    _check_unshared(model, {id(candidates[path]): path for path in chosen})
     return {path: linear_sizes(candidates[path]) or (0, 0) for path in chosen}
+
+
+def _check_unshared(model: nn.Module, chosen: dict[int, str]) -> None:
+    """An adapter replaces a layer in one place only."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        first = chosen.get(id(module), path)
+        if first != path:
+            raise ConfigError(
+                "target_modules",
+                f"{first} and {path} are one layer in two places",
+                "leave it out",
+            )
 
 
 def _matches(path: str, name: str) -> bool:

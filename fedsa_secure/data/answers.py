@@ -4,20 +4,20 @@ import re
 
 _MARK = "####"
 _NUMBER = re.compile(r"-?[\d.,]*\d")
+_LAST_LINE = re.compile(r"(^|\n)#### *\$?-?[\d.,]*\d\s*$")
 
 
 def exact_match(answer: str, reference: str) -> bool:
     """Whether an answer says the same as its reference.
 
-    A reference in GSM8K's form ends in ``#### number``; then only that number counts, without
-    separators of thousands, and an answer without it is wrong. Other references have to be met
-    word by word; case and white space do not count.
+    A reference in GSM8K's form has ``#### number`` as its last line; then only that number counts,
+    without separators of thousands, and an answer without it is wrong. Other references have to be
+    met word by word; case and white space do not count.
 
     Source: Cobbe et al., Training Verifiers to Solve Math Word Problems, 2021 (GSM8K).
     """
-    if _MARK in reference:
-        found = final_number(answer)
-        return found is not None and found == final_number(reference)
+    if _LAST_LINE.search(reference):
+        return final_number(answer) == final_number(reference)
     return answer.lower().split() == reference.lower().split()
 
 

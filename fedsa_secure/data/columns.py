@@ -82,7 +82,7 @@ def text_columns(rows: Dataset, config: TrainConfig) -> tuple[str, ...]:
     raise ConfigError(
         "text_column",
         f"cannot tell which of the columns holds the text: {', '.join(rows.column_names)}",
-        "name it, or two of them for a sentence pair",
+        "name it, or two of them for a sentence pair; or set task='generation'",
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from fedsa_secure.data.columns import MESSAGES
 from fedsa_secure.data.encoding import IGNORED, EncodedRows, padding
@@ -22,7 +23,8 @@ class PromptForm:
     Args:
         tokenizer: a transformers tokenizer.
         template: text with ``{prompt}`` in it; None for the tokenizer's chat template, or for the
-            prompt and a new line where it has none.
+            prompt and a new line where it has none. Without a chat template the messages of a chat
+            become one prompt of a line each, without their roles.
         decoder_start: first token of the decoder of an encoder-decoder model; None for a model
             that goes on with the prompt.
     """
@@ -63,11 +65,22 @@ class PromptForm:
         made = self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
         return [np.asarray([*ids, self.tokenizer.eos_token_id], dtype=np.int64) for ids in made]
 
-    def _text(self, chat: Chat, templated: bool) -> str:
-        if templated:
+    def _templated(self, chat: Chat) -> str:
+        try:
             return str(
                 self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             )
+        except TemplateError as error:  # such as: no system messages
+            roles = ", ".join(message["role"] for message in chat)
+            raise ConfigError(
+                "prompt_template",
+                f"the tokenizer's chat template refuses messages of the roles {roles}: {error}",
+                "give a prompt_template, or other messages",
+            ) from error
+
+    def _text(self, chat: Chat, templated: bool) -> str:
+        if templated:
+            return self._templated(chat)
         plain = "\n".join(message["content"] for message in chat)
         return (self.template or _PLAIN).replace("{prompt}", plain)
 
@@ -88,17 +101,24 @@ def encode_answers(pool: Pool, form: PromptForm, max_length: int) -> EncodedRows
     answers = form.answer_ids(references)
     if form.decoder_start is None:
         prompts = form.prompt_ids(_chats(pool))
+        _check_prompts(prompts)
         _check_room(prompts, max_length)
         columns = _continued(prompts, answers, max_length)
     else:
         prompts = form.prompt_ids(_chats(pool), max_length)
+        _check_prompts(prompts)
         columns = _answered(prompts, answers, max_length, form.decoder_start)
     labels = np.zeros(len(prompts), dtype=np.int64)
     return EncodedRows(columns, labels, padding(columns, form.tokenizer), prompts, references)
 
 
-def pad_left(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts side by side, so that all answers begin in the same place.
+def pad_prompts(rows: Sequence[np.ndarray], pad: int, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts side by side.
+
+    Args:
+        rows: tokens of each prompt.
+        pad: what fills the shorter ones.
+        left: fill before the prompt, so that answers that go on with it begin in the same place.
 
     Returns:
         Tokens and attention mask. Each [row, token]
@@ -107,8 +127,9 @@ def pad_left(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarr
     ids = np.full((len(rows), longest), pad, dtype=np.int64)
     mask = np.zeros_like(ids)
     for place, row in enumerate(rows):
-        ids[place, longest - len(row) :] = row
-        mask[place, longest - len(row) :] = 1
+        where = slice(longest - len(row), longest) if left else slice(len(row))
+        ids[place, where] = row
+        mask[place, where] = 1
     return ids, mask
 
 
@@ -117,6 +138,16 @@ def _chats(pool: Pool) -> list[Chat]:
     if pool.texts[0] == MESSAGES:
         return [list(chat[:-1]) for chat in values]
     return [[{"role": "user", "content": str(prompt)}] for prompt in values]
+
+
+def _check_prompts(prompts: list[np.ndarray]) -> None:
+    empty = [row for row, prompt in enumerate(prompts) if len(prompt) == 0]
+    if empty:
+        raise ConfigError(
+            "text_column",
+            f"the prompts of {len(empty)} rows are empty, first of row {empty[0]}",
+            "leave those rows out, or set a prompt_template",
+        )
 
 
 def _check_room(prompts: list[np.ndarray], max_length: int) -> None:

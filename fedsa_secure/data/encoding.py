@@ -67,8 +67,12 @@ def encode_texts(
 
 def padding(columns: dict[str, list[np.ndarray]], tokenizer: Any) -> dict[str, int]:
     """What fills each column. Models without a token for it take the one that ends a text."""
-    token = tokenizer.pad_token_id
-    if token is None:
-        token = tokenizer.eos_token_id or 0
+    token = pad_token(tokenizer)
     own = {"input_ids": token, "decoder_input_ids": token, "labels": IGNORED}
     return {name: own.get(name, 0) for name in columns}
+
+
+def pad_token(tokenizer: Any) -> int:
+    """What fills token rows; a model that looks for its last token has to know it."""
+    pad = tokenizer.pad_token_id
+    return int(pad if pad is not None else tokenizer.eos_token_id or 0)

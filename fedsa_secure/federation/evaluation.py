@@ -27,7 +27,8 @@ class ClientMetrics(BaseModel):
         client: its number.
         train_rows: rows that it trained on.
         test_rows: rows of its own test part.
-        loss: mean cross-entropy on its own test part; for generation per token of the answer.
+        loss: mean over the rows of its own test part of their cross-entropy; for generation of its
+            mean over the tokens of a row's answer.
         accuracy: on its own test part: share of the classes that are right, or for generation of
             the answers that are (see ``exact_match``), if any were decoded.
         macro_f1: on its own test part; mean over the classes that occur there or were predicted.
@@ -194,7 +195,7 @@ def _like_lengths(rows: EncodedRows, chosen: np.ndarray) -> Iterator[np.ndarray]
     lengths = rows.lengths()[chosen]
     order, start = np.argsort(lengths, kind="stable"), 0
     while start < len(order):
-        size = max(1, _EVALUATION_TOKENS // int(lengths[order[start]]))
+        size = max(1, _EVALUATION_TOKENS // max(1, int(lengths[order[start]])))
         while size > 1 and size * lengths[order[start : start + size][-1]] > _EVALUATION_TOKENS:
             size //= 2
         yield order[start : start + size]

@@ -8,7 +8,8 @@ import torch
 from transformers import GenerationConfig
 
 from fedsa_secure.adapters import AdaptedModel
-from fedsa_secure.data import pad_left
+from fedsa_secure.data import pad_prompts, pad_token
+from fedsa_secure.errors import ConfigError
 
 _DECODED_ROWS = 32
 """Prompts that are answered side by side."""
@@ -23,17 +24,22 @@ def write_answers(
         model: with one client loaded.
         tokenizer: that of the model.
         prompts: tokens of each prompt.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer; shorter where the model has no positions left.
 
     Returns:
         The answers as text, without special tokens and outer white space.
+
+    Raises:
+        ConfigError: if a prompt leaves no position for an answer.
     """
-    config = greedy(model, tokenizer, max_new_tokens)
+    config = _greedy(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), _DECODED_ROWS):
         places = order[start : start + _DECODED_ROWS]
-        ids, mask = pad_left([prompts[k] for k in places], config.pad_token_id)
+        chosen = [prompts[k] for k in places]
+        config.max_new_tokens = _room(model, len(chosen[-1]), max_new_tokens)
+        ids, mask = pad_prompts(chosen, config.pad_token_id, left=not model.encoder_decoder)
         inputs = {"input_ids": ids, "attention_mask": mask}
         written = model.generate(
             {name: torch.from_numpy(v).to(model.device) for name, v in inputs.items()}, config
@@ -44,16 +50,29 @@ def write_answers(
     return answers
 
 
-def greedy(model: AdaptedModel, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
+def _greedy(model: AdaptedModel, tokenizer: Any) -> GenerationConfig:
     """Greedy decoding, whatever sampling a model's own configuration proposes."""
-    own, ends = model.model.generation_config, tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends
+    own = model.model.generation_config
     return GenerationConfig(
-        max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        pad_token_id=pad,
-        eos_token_id=ends,
+        pad_token_id=pad_token(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
         bos_token_id=own.bos_token_id,
         decoder_start_token_id=own.decoder_start_token_id,
     )
+
+
+def _room(model: AdaptedModel, prompt: int, wanted: int) -> int:
+    """Tokens that an answer may have: as wanted, but not more than the model has positions for."""
+    positions = getattr(model.model.config, "max_position_embeddings", None)
+    if positions is None:
+        return wanted
+    room = int(positions) - (0 if model.encoder_decoder else prompt)
+    if room < 1:
+        raise ConfigError(
+            "prompts",
+            f"a prompt of {prompt} tokens leaves no room in the model's {positions} positions",
+            "shorten it",
+        )
+    return min(wanted, room)

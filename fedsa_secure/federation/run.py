@@ -130,6 +130,16 @@ class Run:
         return mean_of(self.metrics, "majority")
 
     @property
+    def cross_loss(self) -> float | None:
+        """Mean loss of the personal models on test rows of the other clients."""
+        return mean_of(self.metrics, "cross_loss")
+
+    @property
+    def common_loss(self) -> float | None:
+        """Mean loss of the personal models on the common test, if there is one."""
+        return mean_of(self.metrics, "common_loss")
+
+    @property
     def cross_accuracy(self) -> float | None:
         """Mean accuracy of the personal models on test rows of the other clients."""
         return mean_of(self.metrics, "cross_accuracy")
@@ -194,7 +204,11 @@ class Run:
         form = PromptForm(
             self._tokenizer, self.config.prompt_template, self._model.decoder_start_token
         )
-        tokens = form.prompt_ids([[{"role": "user", "content": text}] for text in prompts])
+        chats = [[{"role": "user", "content": text}] for text in prompts]
+        cut = self.config.max_length if self._model.encoder_decoder else None
+        tokens = form.prompt_ids(chats, cut)
+        if not all(len(ids) for ids in tokens):
+            raise ConfigError("prompts", "one of them is empty", "leave it out")
         self._model.load([self.client_tensors(client)], trained=())
         longest = max_new_tokens or self.config.max_new_tokens
         return write_answers(self._model, self._tokenizer, tokens, longest)

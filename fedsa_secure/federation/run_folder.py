@@ -11,6 +11,7 @@ adapters/           one PEFT adapter folder per client
 
 import hashlib
 import itertools
+import json
 from datetime import datetime
 from pathlib import Path
 
@@ -135,8 +136,13 @@ class RunFolder:
 
 
 def config_digest(config: TrainConfig) -> str:
-    """Changes with every option except the place of the run folder."""
-    content = config.replace(output_dir=None).to_toml().encode()
+    """Changes with every option except the place of the run folder.
+
+    Options at their default do not count, so that a later version with more options still opens
+    the run.
+    """
+    given = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir"})
+    content = json.dumps(given, sort_keys=True).encode()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 

@@ -124,6 +124,7 @@ def load(path: str | Path, model: PreTrainedModel | None = None, *, tokenizer: A
 
     Raises:
         CheckpointError: if the folder is no run, is damaged, or the run is not finished.
+        ConfigError: if the model, or the PEFT adapter that the run began with, is no longer there.
     """
     folder, config = RunFolder.open(Path(path))
     return _open(folder, config, Given(model=model, tokenizer=tokenizer))

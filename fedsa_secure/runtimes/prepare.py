@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict
 from flwr_datasets.partitioner import Partitioner
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedsa_secure.adapters import (
@@ -20,12 +21,12 @@ from fedsa_secure.adapters import (
     read_peft_adapter,
 )
 from fedsa_secure.config import TrainConfig
-from fedsa_secure.data import FederatedData, collate, divide, encode_division
+from fedsa_secure.data import FederatedData, collate, divide, encode_division, pad_token
 from fedsa_secure.errors import AdapterError, ConfigError
 from fedsa_secure.federation.local_training import method_of
 from fedsa_secure.federation.run_folder import OBJECT
 from fedsa_secure.federation.stacking import clients_per_pass
-from fedsa_secure.methods import find_method
+from fedsa_secure.methods import Method, find_method
 from fedsa_secure.streams import derive
 
 _log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def prepare(given: Given, config: TrainConfig) -> Prepared:
     _device(config.device)
     config = with_initial_adapter(config)
     division = divide(given.pick("dataset", config), given.pick("partition", config), config)
-    method_of(config, division.generation)
+    method = method_of(config, division.generation)
     task = "generation" if division.generation else "classification"
     labels = None if division.generation else len(division.label_names)
     adapted, tokenizer = open_model(given, config, labels)
@@ -118,7 +119,7 @@ def prepare(given: Given, config: TrainConfig) -> Prepared:
     config = config.replace(
         task=task,
         clients=len(data.shards),
-        clients_per_pass=_clients_per_pass(config, adapted, data),
+        clients_per_pass=_clients_per_pass(config, method, adapted, data),
         text_column=pool.texts,
         answer_column=pool.answer,
         partition=division.spec if isinstance(division.spec, str) else config.partition,
@@ -136,8 +137,12 @@ def with_initial_adapter(config: TrainConfig) -> TrainConfig:
     """
     if config.initial_adapter is None:
         return config
-    settings = read_peft_adapter(config.initial_adapter).settings
+    source = config.initial_adapter
+    if Path(source).is_dir():
+        source = str(Path(source).resolve())  # a run is opened from other places, too
+    settings = read_peft_adapter(source).settings
     found: dict[str, Any] = {
+        "initial_adapter": source,
         "adapter": settings.kind,
         "rank": settings.rank,
         "target_modules": settings.target_modules,
@@ -146,38 +151,65 @@ def with_initial_adapter(config: TrainConfig) -> TrainConfig:
         found["alpha"] = float(settings.alpha)
     for option, value in found.items():
         asked = getattr(config, option)
-        if option in config.model_fields_set and asked not in (None, value):
+        given = option in config.model_fields_set and option != "initial_adapter"
+        if given and asked not in (None, value):
             raise ConfigError(
                 option,
                 f"{config.initial_adapter} has {value!r}, and {asked!r} was asked for",
                 "leave the option out, or start from another adapter",
             )
-    return config.replace(**found)
+    return TrainConfig.build(**{**config.model_dump(exclude_unset=True), **found})
 
 
-def _clients_per_pass(config: TrainConfig, model: AdaptedModel, data: FederatedData) -> int:
+def _clients_per_pass(
+    config: TrainConfig, method: Method, model: AdaptedModel, data: FederatedData
+) -> int:
     """Resolve the option, and try it with two rows: some models cannot be stacked at all.
 
     Raises:
-        AdapterError: if the model cannot be stacked and the user asked for it by number.
+        AdapterError: if the model cannot be stacked and the user asked for it by number, or cannot
+            be trained.
         ConfigError: if the model is not one that does the task.
     """
     wanted = clients_per_pass(config, data, model.device)
-    stack, row = min(wanted, 2), data.shards[0].train[:1]
-    model.load([{}] * stack, trained=())
     try:
-        with torch.no_grad():
-            logits = model(collate(data.rows, [row] * stack, model.device).inputs)
+        _try(method, model, data, min(wanted, 2))
     except AdapterError as error:
         if config.clients_per_pass != "auto":  # noqa: S105 - no password
             raise
+        _try(method, model, data, 1)
         _log.info("clients_per_pass is 1: %s", error)
         return 1
-    if not data.generation and logits.shape != (stack, len(data.label_names)):
+    return wanted
+
+
+def _try(method: Method, model: AdaptedModel, data: FederatedData, clients: int) -> None:
+    """One pass of one row per client, with gradients, since some layers refuse those."""
+    row = data.shards[0].train[:1]
+    model.load([{}] * clients, trained=method.trained)
+    inputs = collate(data.rows, [row] * clients, model.device).inputs
+    logits = model(inputs)
+    if not data.generation and logits.shape != (clients, len(data.label_names)):
         raise ConfigError(
             "model", "it does not classify sequences", "give a model for sequence classification"
         )
-    return wanted
+    if data.generation and not model.encoder_decoder:
+        _check_causal(model, inputs, logits)
+
+
+def _check_causal(model: AdaptedModel, inputs: dict[str, Tensor], logits: Tensor) -> None:
+    """Refuse masked language models: they see the answer that they have to predict."""
+    changed = inputs["input_ids"].clone()
+    changed[:, -1] = (changed[:, -1] + 1) % logits.shape[-1]
+    with torch.no_grad():
+        again = model({**inputs, "input_ids": changed})
+    if not torch.allclose(again[:, :-1], logits[:, :-1], atol=1e-2, rtol=1e-2):
+        raise ConfigError(
+            "model",
+            f"a {type(model.model).__name__} looks ahead: earlier predictions change with the last "
+            "token",
+            "give a decoder (is_decoder=True), or an encoder-decoder",
+        )
 
 
 def open_model(given: Given, config: TrainConfig, labels: int | None) -> tuple[AdaptedModel, Any]:
@@ -234,9 +266,7 @@ def _model(given: Given, config: TrainConfig, labels: int | None) -> tuple[Any, 
             "pass the tokenizer that belongs to the model",
         )
     # Decoders that classify look for the last token that is no padding.
-    if model.config.pad_token_id is None:
-        pad = tokenizer.pad_token_id
-        model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    model.config.get_text_config().pad_token_id = pad_token(tokenizer)
     longest = min(_positions(model, config.max_length), tokenizer.model_max_length)
     if config.max_length > longest:
         raise ConfigError(

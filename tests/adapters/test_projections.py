@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fedsa_secure.adapters import AdapterSettings, attach
 from fedsa_secure.adapters.vera import Projections
 
 SIZES = [(7, 5), (4, 9)]
@@ -25,3 +26,13 @@ def test_projections_do_not_depend_on_the_default_device() -> None:
     with torch.device("meta"):
         found = Projections.draw(3, 2, SIZES)
     assert torch.equal(found.A, expected.A)
+
+
+def test_private_adapters_have_factors_of_their_own(tiny_bert):
+    """With one pair both adapters would start alike and get the same gradients."""
+    adapted = attach(tiny_bert(), AdapterSettings(kind="vera", rank=4, private=True), seed=0)
+    public, private = adapted.projections
+    assert public.A.shape == private.A.shape
+    assert not torch.isclose(public.A, private.A).any()
+    layer = next(iter(adapted.layers().values()))
+    assert not torch.isclose(layer.B, layer.private_B).any()

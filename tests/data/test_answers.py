@@ -43,6 +43,10 @@ def test_final_number(text, number):
         ("yes.", "yes", False),
         ("good very", "very good", False),
         ("", "yes", False),
+        ("#### yes", "#### yes", True),
+        ("#### 1", "#### 1 egg", False),
+        ("bla #### 1", "#### Step 1\nDo this", False),
+        ("no mark", "#### 5", False),
     ],
 )
 def test_other_answers_have_to_be_met_word_by_word(answer, reference, right):

@@ -7,7 +7,15 @@ from datasets import Dataset
 from generation import ANSWER, EOS, PAD, USER, make_tokenizer
 
 from fedsa_secure import TrainConfig
-from fedsa_secure.data import IGNORED, EncodedRows, PromptForm, collate, divide, load_pool, pad_left
+from fedsa_secure.data import (
+    IGNORED,
+    EncodedRows,
+    PromptForm,
+    collate,
+    divide,
+    load_pool,
+    pad_prompts,
+)
 from fedsa_secure.data.dialogue import encode_answers
 from fedsa_secure.errors import ConfigError
 
@@ -111,10 +119,28 @@ def test_tokenizer_without_an_end_is_refused():
         PromptForm(tokenizer)
 
 
-def test_left_padding_lets_all_answers_begin_in_one_place():
-    ids, mask = pad_left([np.asarray([5]), np.asarray([6, 7, 8])], PAD)
-    assert ids.tolist() == [[PAD, PAD, 5], [6, 7, 8]]
-    assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
+@pytest.mark.parametrize(
+    ("left", "ids", "mask"),
+    [(True, [[PAD, PAD, 5], [6, 7, 8]], [0, 0, 1]), (False, [[5, PAD, PAD], [6, 7, 8]], [1, 0, 0])],
+)
+def test_prompts_are_padded_on_either_side(left, ids, mask):
+    padded, seen = pad_prompts([np.asarray([5]), np.asarray([6, 7, 8])], PAD, left)
+    assert padded.tolist() == ids
+    assert seen.tolist() == [mask, [1, 1, 1]]
+
+
+@pytest.mark.parametrize("start", [None, PAD])
+def test_empty_prompts_are_refused_by_row(start):
+    rows = {"question": ["w0", ""], "answer": ["w1", "w1"]}
+    with pytest.raises(ConfigError, match="prompts of 1 rows are empty, first of row 1"):
+        encoded(rows, PromptForm(make_tokenizer(), "{prompt}", start))
+
+
+def test_template_that_refuses_a_chat_is_named():
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.chat_template = "{{ raise_exception('no system messages') }}"
+    with pytest.raises(ConfigError, match="prompt_template: .* roles user: no system messages"):
+        encoded(ROWS, PromptForm(tokenizer))
 
 
 # --- columns ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsa_secure.config import TrainConfig
-from fedsa_secure.data import Pool, divide, load_pool
+from fedsa_secure.data import Pool, divide, federated, load_pool
 from fedsa_secure.data import partition as partitioning
 from fedsa_secure.data.partition import DEFAULT_CLIENTS
 from fedsa_secure.errors import ConfigError
@@ -288,3 +288,22 @@ def test_impossible_skew_is_refused_after_all_draws():
     config = TrainConfig(clients=30, min_rows=9, common_rows=0)
     with pytest.raises(ConfigError, match="dirichlet:0.1 cannot divide 240 rows over 30 clients"):
         divide(make_pool().rows, "dirichlet:0.1", config)
+
+
+def test_draw_without_a_test_part_is_repeated(monkeypatch):
+    tried, split = [], federated._split
+
+    def refuse_twice(pool, assigned, config):
+        tried.append(assigned)
+        if len(tried) < 3:
+            raise ConfigError("test_fraction", "client 0 has no test part")
+        return split(pool, assigned, config)
+
+    monkeypatch.setattr(federated, "_split", refuse_twice)
+    config = TrainConfig(clients=3, common_rows=0)
+    divide(make_pool().rows, "dirichlet:1", config)
+    assert len({str(rows) for rows in tried}) == 3
+    tried.clear()
+    with pytest.raises(ConfigError, match="no test part"):
+        divide(make_pool().rows, "iid", config)  # every draw of it is alike
+    assert len(tried) == 1

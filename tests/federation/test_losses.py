@@ -94,3 +94,20 @@ def test_a_filling_row_may_give_anything():
     assert losses.tolist() == [1.5, 4.0]
     losses.sum().backward()
     assert by_row.grad.tolist() == [0.5, 0.5, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(("name", "picks"), [("llama", True), ("gpt2", True), ("t5", False)])
+def test_only_positions_with_something_to_predict_go_through_the_output_layer(name, picks):
+    model, data = made(name)
+    adapted = attach(model, AdapterSettings(rank=3), seed=0)
+    batch = collate(data.rows, [shard.train[:4] for shard in data.shards[:1]], CPU)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda _layer, inputs, _output: seen.append(inputs[0].shape[1])
+    )
+    positions = learnt_positions(batch)
+    logits = adapted(batch.inputs, None, positions)
+    assert logits.shape[1] == len(positions)
+    width = batch.inputs["input_ids"].shape[1]
+    assert seen == [len(positions) if picks else batch.labels.shape[1]]
+    assert not picks or len(positions) < width

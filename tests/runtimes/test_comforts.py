@@ -11,7 +11,11 @@ import torch
 from generation import make_questions, make_tokenizer, make_writer
 
 import fedsa_secure
-from fedsa_secure import ConfigError, TrainConfig
+from fedsa_secure import AdapterError, ConfigError, TrainConfig
+from fedsa_secure.adapters import AdaptedModel
+from fedsa_secure.config import read_options
+from fedsa_secure.data import divide, encode_division
+from fedsa_secure.federation.evaluation import rows_of_others
 from fedsa_secure.federation.history import RoundRecord, best_round
 from fedsa_secure.federation.schedule import rate_factor
 
@@ -140,6 +144,31 @@ def test_a_compiled_model_is_one_graph_and_the_same_model() -> None:
     assert done.stdout.split() == ["lora", "1", "vera", "2"]
 
 
+def test_the_option_compiles(train: Any, monkeypatch: Any) -> None:
+    calls = []
+    monkeypatch.setattr(AdaptedModel, "compile", lambda model: calls.append(model))
+    train("plain")
+    assert calls == []
+    train("compiled", compile=True)
+    assert len(calls) == 1
+
+
+def test_layers_without_gradients_are_refused_before_anything_is_written(
+    train: Any, tiny_bert: Any, tmp_path: Path
+) -> None:
+    class ForwardOnly(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.detach())
+
+    model = tiny_bert()
+    for layer in model.bert.encoder.layer:
+        old = layer.attention.self.query
+        layer.attention.self.query = ForwardOnly(old.in_features, old.out_features)
+    with pytest.raises(AdapterError, match="query is a ForwardOnly, which passes no gradient"):
+        train(model=model)
+    assert not (tmp_path / "run").exists()
+
+
 # --- schedule --------------------------------------------------------------------------------
 
 
@@ -208,6 +237,24 @@ def test_cross_scores_are_those_on_the_other_clients_tests(train: Any, small_dat
     )
 
 
+@pytest.mark.parametrize(("asked", "given"), [(0, 0), (7, 7), (1000, 12)])
+def test_as_many_rows_of_others_are_tried_as_were_asked_for(
+    federation_data: Any, asked: int, given: int
+) -> None:
+    config = TrainConfig(cross_rows=asked)
+    rows = rows_of_others(federation_data, 1, config)
+    others = {row for k, s in enumerate(federation_data.shards) if k != 1 for row in s.test}
+    assert len(set(rows.tolist())) == given
+    assert set(rows.tolist()) <= others
+
+
+@pytest.fixture
+def federation_data(tiny_tokenizer: Any, small_dataset: Any) -> Any:
+    config = TrainConfig(clients=3, common_rows=0)
+    division = divide(small_dataset(rows=90), "iid", config)
+    return encode_division(division, tiny_tokenizer, config)
+
+
 def test_cross_scores_can_be_left_out(train: Any) -> None:
     run = train(cross_rows=0)
     assert run.cross_accuracy is None
@@ -233,6 +280,30 @@ def test_a_saved_client_is_a_start(
         assert client.predict(texts) == first.clients[1].predict(texts)
     opened = fedsa_secure.load(again.path, tiny_bert(), tokenizer=tiny_tokenizer)
     assert opened.clients[0].predict(texts) == first.clients[1].predict(texts)
+
+
+def test_a_run_that_starts_from_vera_keeps_its_defaults_and_opens_again(
+    train: Any, tiny_bert: Any, tiny_tokenizer: Any, small_dataset: Any
+) -> None:
+    first = train("first", adapter="vera", learning_rate=0.1)
+    options = {"rounds": 1, "local_steps": 1, "learning_rate": None}
+    again = fedsa_secure.train(
+        tiny_bert(),
+        small_dataset(rows=90),
+        tokenizer=tiny_tokenizer,
+        output_dir=str(first.path.parent / "again"),
+        initial_adapter=str(first.path / "adapters" / "client-00000"),
+        **{k: v for k, v in {**SMALL, **options}.items() if v is not None},
+    )
+    assert (again.config.learning_rate, again.config.head_learning_rate) == (0.1, 4e-3)
+    fedsa_secure.load(again.path, tiny_bert(), tokenizer=tiny_tokenizer)
+
+
+def test_options_switched_off_stay_off_in_the_file(tmp_path: Path) -> None:
+    config = TrainConfig.build(adapter="vera", head_learning_rate=None, max_grad_norm=None)
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml())
+    assert TrainConfig.build(**read_options(path)) == config
 
 
 @pytest.mark.parametrize(

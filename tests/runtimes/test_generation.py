@@ -7,6 +7,13 @@ import pytest
 import torch
 from generation import EOS, PAD, WRITERS, make_questions, make_tokenizer, make_writer
 from peft import PeftModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2ForSequenceClassification,
+    LlamaForSequenceClassification,
+    RobertaForCausalLM,
+)
 
 import fedsa_secure
 from fedsa_secure.errors import ConfigError
@@ -112,6 +119,18 @@ def test_exact_match_is_the_share_of_right_answers(tmp_path, monkeypatch):
     assert [client.metrics.accuracy for client in run.clients] == [0.0, 2 / 6, 0.0]
 
 
+def test_as_many_rows_are_decoded_as_were_asked_for(tmp_path, monkeypatch):
+    counts = []
+
+    def write(_model, _tokenizer, prompts, longest):
+        counts.append((len(prompts), longest))
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(evaluation, "write_answers", write)
+    train("llama", tmp_path / "run", rounds=1, decode_rows=4, cross_rows=3, max_new_tokens=2)
+    assert counts == [(4, 2), (3, 2)] * 3  # of 6 test rows at home and 3 elsewhere
+
+
 def test_no_rows_are_decoded_on_demand(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "write_answers", None)
     run = train("llama", tmp_path / "run", rounds=2, decode_rows=0)
@@ -178,6 +197,86 @@ def test_a_classifier_cannot_write_and_a_writer_cannot_classify(
         fedsa_secure.train(tiny_bert(), make_questions(), tokenizer=tiny_tokenizer)
     with pytest.raises(ConfigError, match="needs a model that classifies"):
         fedsa_secure.train(make_writer("llama"), small_dataset(), tokenizer=make_tokenizer())
+
+
+def test_masked_models_are_refused_as_writers(tiny_roberta, tmp_path):
+    """They would see the answer that they have to predict."""
+    model = RobertaForCausalLM(tiny_roberta().config)
+    with pytest.raises(ConfigError, match="a RobertaForCausalLM looks ahead"):
+        fedsa_secure.train(model, make_questions(), tokenizer=make_tokenizer(), max_length=16)
+
+
+def test_the_embedded_model_is_refused_as_a_writer():
+    with pytest.raises(ConfigError, match="embedded model tells classes .* give one that"):
+        fedsa_secure.train(dataset=make_questions())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_answers_end_where_the_models_positions_end(name, tmp_path):
+    run = train(name, tmp_path / "run", max_new_tokens=256, rounds=1, cross_rows=0)
+    assert run.clients[0].generate(["w20 " * 60])
+    with pytest.raises(ConfigError, match="prompt of 70 tokens leaves no room .* 64 positions"):
+        run.clients[0].generate(["w20 " * 70])
+    with pytest.raises(ConfigError, match="prompts: one of them is empty"):
+        run.clients[0].generate(["w20", ""])
+
+
+def test_answers_of_an_encoder_do_not_depend_on_their_neighbours(tmp_path):
+    """BART counts positions from the left, so its prompts are padded on the right."""
+    config = BartConfig(
+        vocab_size=100, d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, init_std=0.5,
+        max_position_embeddings=64, pad_token_id=PAD, bos_token_id=EOS, eos_token_id=EOS,
+        decoder_start_token_id=EOS, forced_eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    run = fedsa_secure.train(
+        BartForConditionalGeneration(config),
+        make_questions(),
+        "column:client",
+        tokenizer=make_tokenizer(),
+        output_dir=str(tmp_path / "run"),
+        **{**OPTIONS, "rounds": 1},
+    )
+    prompts = ["w20", "w30 w31 w32 w33 w34", "w40 w41"]
+    alone = [run.clients[0].generate([prompt])[0] for prompt in prompts]
+    assert run.clients[0].generate(prompts) == alone
+    assert len(set(alone)) > 1
+
+
+@pytest.mark.parametrize("kind", [LlamaForSequenceClassification, GPT2ForSequenceClassification])
+@pytest.mark.parametrize("pad", [None, "[EOS]"])
+def test_decoders_that_classify_read_their_last_word_and_no_padding(
+    kind, pad, small_dataset, tmp_path
+):
+    """Whatever pad token model and tokenizer come with: alone, in a batch and in a stack."""
+    family = "llama" if kind is LlamaForSequenceClassification else "gpt2"
+    settings = make_writer(family).config
+    settings.num_labels, settings.pad_token_id = 3, PAD
+    settings.initializer_range = 0.2
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = pad
+    torch.manual_seed(0)
+    model = kind(settings).double()
+    runs = [
+        fedsa_secure.train(
+            model,
+            small_dataset(rows=60, words=(1, 9)),
+            tokenizer=tokenizer,
+            output_dir=str(tmp_path / f"run-{passes}"),
+            clients_per_pass=passes,
+            gradient_checkpointing=passes == 3,
+            **{**OPTIONS, "clients": 3, "partition": "iid", "rounds": 2, "cross_rows": 0},
+        )
+        for passes in (1, 3)
+    ]
+    for one, other in zip(runs[0].clients, runs[1].clients, strict=True):
+        for name, expected in one.tensors().items():
+            torch.testing.assert_close(other.tensors()[name], expected, atol=1e-10, rtol=1e-8)
+    texts = [" ".join(f"w{k + j}" for j in range(k % 7 + 1)) for k in range(20)]
+    together = runs[0].clients[0].predict(texts)
+    assert together == [runs[0].clients[0].predict([text])[0] for text in texts]
+    assert len(set(together)) > 1
 
 
 def test_writers_load_from_folders_and_decoders_classify(tmp_path, small_dataset):
