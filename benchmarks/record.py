@@ -27,14 +27,14 @@ def environment() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that is measured; ``+`` marks uncommitted changes outside the results."""
+    """The commit that is measured; ``+`` marks uncommitted changes of code."""
     root = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "..", ":!results")
+    changed = git("status", "--porcelain", "--", "../fedsa_secure", "../kernels", "*.py")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
 
 
