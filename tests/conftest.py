@@ -17,6 +17,8 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -72,6 +74,25 @@ def tiny_roberta() -> ModelFactory:
             **TINY, max_position_embeddings=66, num_labels=labels, pad_token_id=0
         )
         return _seeded(RobertaForSequenceClassification, config, seed)
+
+    return make
+
+
+@pytest.fixture
+def tiny_deberta() -> ModelFactory:
+    """`tiny_deberta(layers=1)`: its queries and keys also see relative positions."""
+
+    def make(layers: int = 1) -> nn.Module:
+        config = DebertaV2Config(
+            **{**TINY, "num_hidden_layers": layers, "initializer_range": 0.02},
+            max_position_embeddings=64,
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            share_att_key=True,
+            position_biased_input=False,
+            num_labels=3,
+        )
+        return _seeded(DebertaV2ForSequenceClassification, config, 0)
 
     return make
 

@@ -1,5 +1,6 @@
 """What all adapter modules share: the frozen layer below, client segments, dropout keys."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fedsa_secure.streams import derive
 from fedsa_secure.types import Role
 
 
-class AdapterLayer(nn.Module):
+class AdapterLayer(nn.Module, ABC):
     """A frozen linear layer with one adapter per client.
 
     Subclasses make their parameters, each with a leading client axis, and say how they act.
@@ -51,14 +52,15 @@ class AdapterLayer(nn.Module):
         bias: Tensor | None = base.bias
         return bias
 
+    @abstractmethod
     def starts(self, seed: int) -> dict[str, tuple[Role, Tensor]]:
         """Role and public start of every parameter, by attribute; without client axis."""
-        raise NotImplementedError
 
+    @abstractmethod
     def delta(self, tensors: dict[str, Tensor]) -> Float[Tensor, "d_out d_in"]:
         """ΔW of one client, from its tensors by attribute."""
-        raise NotImplementedError
 
+    @abstractmethod
     def adapt(
         self,
         x: Float[Tensor, "row *rest d_in"],
@@ -67,7 +69,6 @@ class AdapterLayer(nn.Module):
         keys: Int32[Tensor, " vector"] | None,
     ) -> Float[Tensor, "row *rest d_out"]:
         """The adapter's branch, on top of the frozen product if there is a weight."""
-        raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "row *rest d_in"]) -> Float[Tensor, "row *rest d_out"]:
         """Apply the layer; the first dimension of x is the rows of the batch.

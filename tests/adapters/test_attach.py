@@ -5,8 +5,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
-    DebertaV2Config,
-    DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     FNetConfig,
@@ -282,24 +280,10 @@ def test_base_never_changes_and_gets_no_gradient(tiny_roberta):
 
 
 @pytest.fixture
-def deberta() -> AdaptedModel:
+def deberta(tiny_deberta) -> AdaptedModel:
     """Its query and key layers also see the relative embeddings, which are rows of no client."""
-    config = DebertaV2Config(
-        vocab_size=200,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        share_att_key=True,
-        position_biased_input=False,
-        num_labels=3,
-    )
-    model = DebertaV2ForSequenceClassification(config)
     settings = AdapterSettings(rank=4, dropout=0.1, target_modules=("query_proj", "key_proj"))
-    return attach(model, settings, seed=0)
+    return attach(tiny_deberta(layers=1), settings, seed=0)
 
 
 @pytest.mark.parametrize("rows", [2, 6])
@@ -355,3 +339,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_bert):
     assert len(calls) == 2, "the layer was not run again"
     for ours, theirs in zip(again, plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_layer_in_two_places_is_refused_by_both_names(tiny_bert):
+    model = tiny_bert()
+    first, second = (layer.attention.self for layer in model.bert.encoder.layer)
+    second.query = first.query
+    with pytest.raises(ConfigError, match=r"layer\.0.*query and .*layer\.1.*query are one layer"):
+        attach(model, SETTINGS, seed=0)

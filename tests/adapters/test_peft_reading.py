@@ -151,7 +151,7 @@ def test_private_adapter_beside_a_start_changes_nothing_at_first(tmp_path):
 # --- refused ---------------------------------------------------------------------------------
 
 
-def refused(match: str) -> Any:
+def check_refused(match: str) -> Any:
     return pytest.raises(ConfigError, match=rf"^initial_adapter: .*{match}")
 
 
@@ -174,14 +174,14 @@ def refused(match: str) -> Any:
 def test_unsupported_feature_of_lora_is_refused_by_name(options, tmp_path):
     write(peft_form(BERT, "lora", **options), tmp_path)
     ((feature, _),) = options.items()
-    with refused(f"PEFT's {feature}=") as error:
+    with check_refused(f"PEFT's {feature}=") as error:
         read_peft_adapter(str(tmp_path))
     assert error.value.option == "initial_adapter"
 
 
 def test_unsupported_feature_of_vera_is_refused_by_name(tmp_path):
     write(peft_form(BERT, "vera", bias="all"), tmp_path)
-    with refused("PEFT's bias='all'"):
+    with check_refused("PEFT's bias='all'"):
         read_peft_adapter(str(tmp_path))
 
 
@@ -196,26 +196,26 @@ def test_unsupported_feature_of_vera_is_refused_by_name(tmp_path):
 )
 def test_other_adapters_of_peft_are_refused_by_name(config, tmp_path):
     write(config, tmp_path)
-    with refused(f"PEFT type {config.peft_type.value}"):
+    with check_refused(f"PEFT type {config.peft_type.value}"):
         read_peft_adapter(str(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_adapter_on_an_embedding_is_refused_by_name(tmp_path):
     write(peft_form(BERT, "lora", target_modules=["word_embeddings", "value"]), tmp_path)
-    with refused("word_embeddings"):
+    with check_refused("word_embeddings"):
         read_peft_adapter(str(tmp_path))
 
 
 def test_trained_layer_outside_the_head_is_refused_by_name(tmp_path):
     write(peft_form(BERT, "lora", modules_to_save=["classifier", "LayerNorm"]), tmp_path)
     start = read_peft_adapter(str(tmp_path))
-    with refused("LayerNorm"):
+    with check_refused("LayerNorm"):
         attach(BERT.make(), start.settings, 0, start)
 
 
 def test_missing_folder_is_refused(tmp_path):
-    with refused("nowhere"):
+    with check_refused("nowhere"):
         read_peft_adapter(str(tmp_path / "nowhere"))
 
 
@@ -223,7 +223,7 @@ def test_truncated_weights_are_refused(tmp_path):
     write(peft_form(BERT, "lora"), tmp_path)
     path = tmp_path / WEIGHTS
     path.write_bytes(path.read_bytes()[:-10])
-    with refused("cannot read"):
+    with check_refused("cannot read"):
         read_peft_adapter(str(tmp_path))
 
 
@@ -233,7 +233,7 @@ def test_folder_that_adapts_nothing_is_refused(tmp_path):
     head = {key: value for key, value in state.items() if "lora_" not in key}
     assert head
     save_file(head, tmp_path / WEIGHTS, metadata={"format": "pt"})
-    with refused("adapts no layer"):
+    with check_refused("adapts no layer"):
         read_peft_adapter(str(tmp_path))
 
 
@@ -243,7 +243,7 @@ def test_half_of_a_layer_is_refused_by_name(lost, tmp_path):
     state = load_file(tmp_path / WEIGHTS)
     state.pop(f"base_model.model.bert.encoder.layer.1.attention.self.value.{lost}.weight")
     save_file(state, tmp_path / WEIGHTS, metadata={"format": "pt"})
-    with refused("encoder.layer.1.attention.self.value"):
+    with check_refused("encoder.layer.1.attention.self.value"):
         read_peft_adapter(str(tmp_path))
 
 
@@ -251,7 +251,7 @@ def test_half_of_a_layer_is_refused_by_name(lost, tmp_path):
 def test_head_of_another_number_of_labels_is_refused_by_name(kind, tmp_path):
     write(peft_form(BERT, kind), tmp_path)
     start = read_peft_adapter(str(tmp_path))
-    with refused(r"classifier.bias has shape \(3,\).*\(4,\)"):
+    with check_refused(r"classifier.bias has shape \(3,\).*\(4,\)"):
         attach(BERT.make(labels=4), start.settings, 0, start)
 
 
@@ -259,7 +259,7 @@ def test_head_of_another_number_of_labels_is_refused_by_name(kind, tmp_path):
 def test_layer_that_the_model_lacks_is_refused_by_name(other, tmp_path):
     write(peft_form(BERT, "lora"), tmp_path)
     start = read_peft_adapter(str(tmp_path))
-    with refused("bert.encoder.layer.0.attention.self.query"):
+    with check_refused("bert.encoder.layer.0.attention.self.query"):
         attach(FAMILIES[other].make(), start.settings, 0, start)
 
 
@@ -267,7 +267,7 @@ def test_adapter_on_the_head_is_refused_by_name(tmp_path):
     config = LoraConfig(r=5, target_modules=["classifier", "value"])
     write(config, tmp_path)
     start = read_peft_adapter(str(tmp_path))
-    with refused("classifier"):
+    with check_refused("classifier"):
         attach(BERT.make(), start.settings, 0, start)
 
 
@@ -278,5 +278,14 @@ def test_factors_of_vera_for_a_smaller_model_are_refused(tmp_path):
     state["base_model.vera_A"] = state["base_model.vera_A"][:, :31].contiguous()
     save_file(state, tmp_path / WEIGHTS, metadata={"format": "pt"})
     start = read_peft_adapter(str(tmp_path))
-    with refused(r"vera_A has shape \(5, 31\).*\(5, 32\)"):
+    with check_refused(r"vera_A has shape \(5, 31\).*\(5, 32\)"):
         attach(BERT.make(), start.settings, 0, start)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\x80\x02."])
+def test_damaged_weights_of_the_older_format_are_refused(content, tmp_path):
+    write(peft_form(BERT, "lora"), tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(content)
+    with check_refused("cannot read"):
+        read_peft_adapter(str(tmp_path))

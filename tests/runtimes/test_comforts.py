@@ -17,6 +17,7 @@ from fedsa_secure.config import read_options
 from fedsa_secure.data import divide, encode_division
 from fedsa_secure.federation.evaluation import rows_of_others
 from fedsa_secure.federation.history import RoundRecord, best_round
+from fedsa_secure.federation.run_folder import config_digest
 from fedsa_secure.federation.schedule import rate_factor
 
 SMALL = {
@@ -52,7 +53,14 @@ def train(tiny_bert: Any, tiny_tokenizer: Any, small_dataset: Any, tmp_path: Pat
 # --- memory ----------------------------------------------------------------------------------
 
 
-def test_checkpointed_gradients_change_nothing(tmp_path: Path) -> None:
+def test_checkpointed_gradients_change_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    switched, original = [], AdaptedModel.checkpoint_gradients
+
+    def switch(model: AdaptedModel) -> None:
+        switched.append(model)
+        original(model)
+
+    monkeypatch.setattr(AdaptedModel, "checkpoint_gradients", switch)
     runs = [
         fedsa_secure.train(
             make_writer("llama"),
@@ -65,6 +73,7 @@ def test_checkpointed_gradients_change_nothing(tmp_path: Path) -> None:
         )
         for on in (False, True)
     ]
+    assert len(switched) == 1
     for client in range(3):
         plain, ours = (run.clients[client].tensors() for run in runs)
         for name, expected in plain.items():
@@ -297,6 +306,20 @@ def test_a_run_that_starts_from_vera_keeps_its_defaults_and_opens_again(
     )
     assert (again.config.learning_rate, again.config.head_learning_rate) == (0.1, 4e-3)
     fedsa_secure.load(again.path, tiny_bert(), tokenizer=tiny_tokenizer)
+
+
+def test_the_place_of_the_start_is_kept_in_full(train: Any, monkeypatch: Any) -> None:
+    """A run that began from a relative path is opened from another folder."""
+    first = train("first", rounds=1, local_steps=1)
+    monkeypatch.chdir(first.path)
+    again = train("again", initial_adapter="adapters/client-00000", rounds=1, local_steps=1)
+    assert again.config.initial_adapter == str((first.path / "adapters/client-00000").resolve())
+
+
+def test_the_digest_of_a_run_counts_what_differs_from_the_defaults_only() -> None:
+    assert config_digest(TrainConfig()) == config_digest(TrainConfig(output_dir="elsewhere"))
+    assert config_digest(TrainConfig()) == config_digest(TrainConfig(warmup_steps=0))
+    assert config_digest(TrainConfig()) != config_digest(TrainConfig(warmup_steps=1))
 
 
 def test_options_switched_off_stay_off_in_the_file(tmp_path: Path) -> None:

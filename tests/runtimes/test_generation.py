@@ -302,3 +302,17 @@ def test_writers_load_from_folders_and_decoders_classify(tmp_path, small_dataset
     )
     assert classifier.history[-1].loss < classifier.history[0].loss
     assert classifier.clients[0].predict(["w1 w2"])[0].startswith("class")
+
+
+def test_an_encoder_decoder_without_a_start_token_is_refused(tmp_path):
+    model = make_writer("t5")
+    model.config.decoder_start_token_id = None
+    with pytest.raises(ConfigError, match="model: it has no decoder_start_token_id"):
+        fedsa_secure.train(
+            model,
+            make_questions(),
+            tokenizer=make_tokenizer(),
+            max_length=16,
+            output_dir=str(tmp_path / "run"),
+        )
+    assert not (tmp_path / "run").exists()

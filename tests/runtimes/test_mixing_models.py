@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 import fedsa_secure
 from fedsa_secure.adapters import read_peft_adapter
@@ -13,26 +11,12 @@ from fedsa_secure.errors import AdapterError
 
 
 @pytest.fixture
-def options(tiny_tokenizer: Any, small_dataset: Any, tmp_path: Path) -> dict[str, Any]:
+def options(
+    tiny_deberta: Any, tiny_tokenizer: Any, small_dataset: Any, tmp_path: Path
+) -> dict[str, Any]:
     """A DeBERTa: its queries and keys also see relative positions, which belong to no client."""
-    config = DebertaV2Config(
-        vocab_size=200,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        share_att_key=True,
-        position_biased_input=False,
-        num_labels=3,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = DebertaV2ForSequenceClassification(config)
     return {
-        "model": model,
+        "model": tiny_deberta(layers=2),
         "dataset": small_dataset(rows=120),
         "tokenizer": tiny_tokenizer,
         "output_dir": str(tmp_path / "run"),
