@@ -117,7 +117,7 @@ def read_peft_adapter(source: str) -> PeftAdapter:
         config = PeftConfig.from_pretrained(source)
         weights = load_peft_weights(source, device="cpu")
     except (
-        *(OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError),
+        *(OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError),
         *(SafetensorError, UnpicklingError),
     ) as error:
         reason = str(error).strip().split("\n")[0]
