@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load, save
 
 from fedsa_secure.errors import CheckpointError
-from fedsa_secure.federation.files import write_atomic, writing
 from fedsa_secure.federation.local_training import ClientState
+from fedsa_secure.files import write_atomic, writing
 from fedsa_secure.types import NamedTensors
 
 _STATE = "state.json"

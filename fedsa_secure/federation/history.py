@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedsa_secure.errors import CheckpointError
-from fedsa_secure.federation.files import append_line, writing
+from fedsa_secure.files import append_line, writing
 
 HISTORY, TIMINGS = "history.jsonl", "timings.jsonl"
 

@@ -12,11 +12,11 @@ from fedsa_secure.data import PromptForm, encode_texts
 from fedsa_secure.errors import CheckpointError, ConfigError
 from fedsa_secure.federation.checkpoint import Checkpoint, StateStore
 from fedsa_secure.federation.evaluation import ClientMetrics, mean_of, predict_classes
-from fedsa_secure.federation.files import writing
 from fedsa_secure.federation.generation import write_answers
 from fedsa_secure.federation.history import History, RoundRecord, RoundTiming, best_round
 from fedsa_secure.federation.run_folder import RunFolder, RunSummary, config_digest
 from fedsa_secure.federation.similarity import LayerSimilarity, layer_similarity
+from fedsa_secure.files import writing
 from fedsa_secure.types import NamedTensors, Role
 
 

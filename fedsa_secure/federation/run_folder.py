@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fedsa_secure.config import TrainConfig, read_options
 from fedsa_secure.errors import CheckpointError, ConfigError
 from fedsa_secure.federation.evaluation import ClientMetrics
-from fedsa_secure.federation.files import is_leftover, write_atomic
+from fedsa_secure.files import is_leftover, write_atomic
 
 _CONFIG, _RESULT = "config.toml", "result.json"
 OBJECT = "object:"

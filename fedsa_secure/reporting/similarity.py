@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsa_secure.errors import MissingExtraError
-from fedsa_secure.federation.files import write_atomic
 from fedsa_secure.federation.similarity import LayerSimilarity
+from fedsa_secure.files import write_atomic
 
 if TYPE_CHECKING:
     import matplotlib.figure

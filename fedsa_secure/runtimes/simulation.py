@@ -17,7 +17,6 @@ from fedsa_secure.federation.aggregation import sum_updates
 from fedsa_secure.federation.checkpoint import Origin, StateStore
 from fedsa_secure.federation.encoding import Layout
 from fedsa_secure.federation.evaluation import ClientMetrics, evaluate_client, mean_of
-from fedsa_secure.federation.files import writing
 from fedsa_secure.federation.history import History, RoundRecord, RoundTiming
 from fedsa_secure.federation.local_training import (
     ClientResult,
@@ -30,6 +29,7 @@ from fedsa_secure.federation.run import check_origin
 from fedsa_secure.federation.run_folder import RunFolder, RunSummary, config_digest
 from fedsa_secure.federation.server import apply_mean, difference, select_clients
 from fedsa_secure.federation.stacking import passes
+from fedsa_secure.files import writing
 from fedsa_secure.types import NamedTensors
 
 _log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import torch
 
 from fedsa_secure import CheckpointError
 from fedsa_secure.federation.checkpoint import Origin, StateStore
-from fedsa_secure.federation.files import is_leftover, write_atomic
 from fedsa_secure.federation.history import History, RoundRecord
 from fedsa_secure.federation.local_training import ClientState
+from fedsa_secure.files import is_leftover, write_atomic
 
 SHARED = {"x.A": torch.arange(6.0).view(2, 3)}
 ORIGIN = Origin("config", "data", "model")

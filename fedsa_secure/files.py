@@ -10,15 +10,22 @@ from fedsa_secure.errors import CheckpointError
 _TEMPORARY = ".tmp"
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | memoryview, mode: int = 0o666) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part.
+
+    Args:
+        path: the file.
+        content: all of it.
+        mode: who may read and write it, less what the process's umask takes away.
 
     Raises:
         CheckpointError: if it cannot be written; what was there before is untouched.
     """
     temporary = path.with_name(f".{path.name}{_TEMPORARY}")
     with writing(path):
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # its mode would stay
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

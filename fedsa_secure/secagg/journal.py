@@ -1,0 +1,80 @@
+"""A client's state on its disk, so that a crash repeats nothing under used masks.
+
+docs/protocol.md §11. The folder belongs to one client of one run.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from fedsa_secure.errors import SecretsLost
+from fedsa_secure.files import write_atomic
+from fedsa_secure.secagg.client import Party
+from fedsa_secure.secagg.client_session import Answer, ClientSession, SessionState
+
+_STATE = "state.bin"
+_PRIVATE = 0o600
+
+
+class FileJournal:
+    """Keeps a client's state and its last answers in files of mode 0600.
+
+    An answer is on disk before the state that speaks of it, and both before the answer leaves.
+
+    Args:
+        folder: made if it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def save(self, state: SessionState, round_number: int, answer: Answer | None) -> None:
+        """Have the state, and an answer of a round, on disk before this returns.
+
+        Raises:
+            CheckpointError: if they cannot be written.
+        """
+        if answer is not None:
+            write_atomic(self._answer(round_number), answer, _PRIVATE)
+        write_atomic(self._folder / _STATE, msgspec.msgpack.encode(state), _PRIVATE)
+        for path in self._folder.glob("answer-*.bin"):
+            if int(path.stem.removeprefix("answer-")) not in state.requests:
+                path.unlink()
+
+    def restore(self) -> tuple[SessionState | None, dict[int, Answer]]:
+        """What was saved last; nothing if nothing was.
+
+        Raises:
+            SecretsLost: if the file is damaged. The client cannot know what it has revealed, so it
+                may not go on under these terms.
+        """
+        path = self._folder / _STATE
+        try:
+            state = msgspec.msgpack.decode(path.read_bytes(), type=SessionState)
+        except FileNotFoundError:
+            return None, {}
+        except msgspec.DecodeError as error:
+            raise SecretsLost(
+                f"{path} is damaged ({error}), so this client cannot know what it has revealed; it "
+                "has to leave the run"
+            ) from None
+        found = {number: self._answer(number) for number in state.requests}
+        return state, {n: p.read_bytes() for n, p in found.items() if p.exists()}
+
+    def _answer(self, round_number: int) -> Path:
+        return self._folder / f"answer-{round_number}.bin"
+
+
+def open_session(
+    party: Party, cohort_of: Callable[[int], Sequence[int]], folder: Path
+) -> ClientSession:
+    """A client's session as it stands on its disk, or a new one.
+
+    A client that was stopped while it masked finds the mark and not the secrets: that attempt is
+    over for it.
+    """
+    journal = FileJournal(folder)
+    state, answers = journal.restore()
+    return ClientSession(party, cohort_of, journal, state, answers)

@@ -1,0 +1,59 @@
+"""Masks: sums of keystreams modulo 2³², at the speed of memory. docs/protocol.md §3, §8."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsa_secure.csprng import BLOCK, Block, Keystream
+
+UInt32Array = NDArray[np.uint32]
+
+
+class Mask(NamedTuple):
+    """One stream to add, or to take away."""
+
+    key: bytes
+    add: bool
+
+    def __repr__(self) -> str:
+        return f"Mask(add={self.add})"
+
+
+def apply_masks(vector: UInt32Array, masks: Sequence[Mask], threads: int | None = None) -> None:
+    """Add streams to a vector in place, modulo 2³².
+
+    The vector is worked off in blocks, and all streams pass over a block while it is in the cache:
+    memory is read and written once, however many masks there are. Nothing but the blocks is
+    allocated.
+
+    Args:
+        vector: contiguous uint32. [value]
+        masks: keys and signs.
+        threads: how many share the work; by default one per core that this process may use.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    blocks = -(-len(vector) // BLOCK)
+    threads = min(threads, blocks)
+    if threads <= 1:
+        _apply(vector, masks, 0)
+        return
+    starts = [BLOCK * (blocks * part // threads) for part in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for start, end in itertools.pairwise(starts):
+            pool.submit(_apply, vector[start:end], masks, start)
+
+
+def _apply(vector: UInt32Array, masks: Sequence[Mask], start: int) -> None:
+    block = Block()
+    streams = [
+        (Keystream(mask.key, start).words, np.add if mask.add else np.subtract) for mask in masks
+    ]
+    for first in range(0, len(vector), BLOCK):
+        part = vector[first : first + BLOCK]
+        for words, combine in streams:
+            combine(part, words(len(part), block), out=part)

@@ -1,0 +1,75 @@
+"""Secret sharing: any t shares give the secret, fewer tell nothing. docs/protocol.md §4."""
+
+import functools
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+
+from fedsa_secure.errors import BadShare
+
+PRIME = 2**255 - 19
+SECRET_BYTES = 32
+
+
+def new_secret() -> bytes:
+    """A uniform element of the field, as 32 bytes, little endian. Good as an X25519 key, too."""
+    return secrets.randbelow(PRIME).to_bytes(SECRET_BYTES, "little")
+
+
+def share_secret(secret: bytes, threshold: int, holders: Sequence[int]) -> dict[int, bytes]:
+    """One share per holder (Shamir 1979).
+
+    Args:
+        secret: below the prime, as ``new_secret`` makes them.
+        threshold: shares that are needed, t.
+        holders: client numbers.
+
+    Guarantee: t − 1 shares are independent of the secret. The arithmetic is not constant in time.
+    """
+    coefficients = [secrets.randbelow(PRIME) for _ in range(threshold - 1)]
+    coefficients.append(_element(secret))
+    return {holder: _evaluate(coefficients, holder + 1) for holder in holders}
+
+
+def rebuild_secret(shares: Mapping[int, bytes], threshold: int) -> bytes:
+    """The secret, from exactly ``threshold`` of the shares: those of the smallest holders.
+
+    Args:
+        shares: by holder; at least ``threshold`` of them.
+        threshold: as it was when they were made.
+
+    Raises:
+        BadShare: if a share is no element of the field.
+    """
+    holders = tuple(sorted(shares)[:threshold])
+    weights = _weights_at_zero(holders)
+    total = sum(w * _element(shares[h]) for w, h in zip(weights, holders, strict=True))
+    return (total % PRIME).to_bytes(SECRET_BYTES, "little")
+
+
+def _evaluate(coefficients: Sequence[int], point: int) -> bytes:
+    """Horner's rule; the highest coefficient comes first."""
+    value = 0
+    for coefficient in coefficients:
+        value = (value * point + coefficient) % PRIME
+    return value.to_bytes(SECRET_BYTES, "little")
+
+
+@functools.lru_cache(maxsize=4096)
+def _weights_at_zero(holders: tuple[int, ...]) -> tuple[int, ...]:
+    """Lagrange's weights; a server needs those of one set of holders for every client."""
+    points = [holder + 1 for holder in holders]
+    everything = math.prod(points)
+    weights = []
+    for x in points:
+        # Differences of client numbers are small: plain products beat products in the field.
+        denominator = math.prod(other - x for other in points if other != x)
+        weights.append(everything // x * pow(denominator, -1, PRIME) % PRIME)
+    return tuple(weights)
+
+
+def _element(share: bytes) -> int:
+    value = int.from_bytes(share, "little")
+    if len(share) != SECRET_BYTES or value >= PRIME:
+        raise BadShare("a share is no element of the field; its holder or its owner is faulty")
+    return value

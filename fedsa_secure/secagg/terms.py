@@ -1,0 +1,160 @@
+"""What all parties agree on beforehand, and the floors that follow. docs/protocol.md §2, §5."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import comb
+
+from fedsa_secure.errors import ConfigError
+from fedsa_secure.secagg.derivation import digest
+
+COMPLETE = 100
+"""Largest cohort in which everyone is everyone's neighbour."""
+_PRIVACY, _CORRECTNESS = 2**40, 2**20
+_DROPPED = 0.1
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The floors of a cohort. A client computes them itself and takes them from nobody.
+
+    Args:
+        clients: n, invited to a round.
+        colluders: c.
+        signatures: t, that close the survivor set.
+        survivors: m, fewest clients in a sum.
+        neighbours: k.
+        shares: t_k, that rebuild a secret.
+
+    Guarantee: 2t > n + c, m ≥ max(t, c + 2, 3), t ≤ n.
+    """
+
+    clients: int
+    colluders: int
+    signatures: int
+    survivors: int
+    neighbours: int
+    shares: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether everyone is everyone's neighbour."""
+        return self.neighbours == self.clients - 1
+
+    @classmethod
+    def of(
+        cls,
+        clients: int,
+        colluders: int | None = None,
+        signatures: int | None = None,
+        survivors: int | None = None,
+    ) -> "Thresholds":
+        """The floors of a cohort; what is None takes its default (docs/protocol.md §2).
+
+        Raises:
+            ConfigError: if they would not protect anyone, or can never be reached.
+        """
+        if clients < 3:
+            raise ConfigError(
+                "secure_aggregation",
+                f"it needs at least 3 clients in a round, and there are {clients}: with two, the "
+                "sum minus one's own update is the other's",
+                "add clients, raise participation, or give secure_aggregation=False",
+            )
+        c = max(1, (clients - 1) // 3) if colluders is None else colluders
+        t = (clients + c) // 2 + 1 if signatures is None else signatures
+        least = max(t, c + 2, 3)
+        m = least if survivors is None else survivors
+        if not 0 <= c <= clients - 2:
+            raise ConfigError(
+                "colluders", f"{c} of {clients} clients", f"give at most {clients - 2}"
+            )
+        if not clients + c < 2 * t <= 2 * clients:
+            floor = (clients + c) // 2 + 1
+            raise ConfigError(
+                "threshold",
+                f"{t} with {clients} clients, {c} of them colluding; 2·threshold has to be above "
+                f"{clients + c}, and threshold at most {clients}",
+                f"give at least {floor}" if floor <= clients else "assume fewer colluders",
+            )
+        if not least <= m <= clients:
+            raise ConfigError(
+                "min_survivors", f"{m}, but it has to lie between {least} and {clients}"
+            )
+        k, t_k = sparse_graph(clients, c) or (clients - 1, t)
+        return cls(clients, c, t, m, k, t_k)
+
+
+@functools.lru_cache(maxsize=64)
+def sparse_graph(clients: int, colluders: int) -> tuple[int, int] | None:
+    """(k, t_k) of the smallest sparse graph that is safe, or None for the complete one.
+
+    Source: docs/protocol.md §5, where both conditions are derived.
+    """
+    if clients <= COMPLETE:
+        return None
+    dropped = int(_DROPPED * clients)
+    for k in range(2, clients - 1, 2):
+        t_k = _smallest_private(clients, colluders, k)
+        if t_k <= k + 1 and _is_correct(clients, dropped, k, t_k):
+            return k, t_k
+    return None
+
+
+def _smallest_private(n: int, colluders: int, k: int) -> int:
+    """The smallest t_k for which a window of k/2 places rarely holds t_k − 1 − k/2 colluders."""
+    half = k // 2
+    ways, tail, corrupt = comb(n, half), 0, half + 1
+    while tail * n * _PRIVACY <= ways:  # holds for windows of at least this many colluders
+        corrupt -= 1
+        tail += comb(colluders, corrupt) * comb(n - colluders, half - corrupt)
+    return corrupt + 1 + 1 + half
+
+
+def _is_correct(n: int, dropped: int, k: int, t_k: int) -> bool:
+    """Whether hardly any client is left with fewer than t_k of its neighbours and itself."""
+    missing = k + 2 - t_k  # that many dropped neighbours are too many
+    ways = comb(n - 1, k)
+    tail = sum(
+        comb(dropped, gone) * comb(n - 1 - dropped, k - gone)
+        for gone in range(missing, min(k, dropped) + 1)
+    )
+    return tail * n * _CORRECTNESS <= ways
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Everything public that has to be equal for all parties of a session.
+
+    Args:
+        roster: Ed25519 public key by client number.
+        thresholds: the floors.
+        size: values in a vector.
+        consistency: whether clients sign the survivors before they reveal (step 4).
+        application: hash of whatever else has to be equal, 32 bytes.
+    """
+
+    roster: Mapping[int, bytes]
+    thresholds: Thresholds
+    size: int
+    application: bytes
+    consistency: bool = True
+    hash: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        roster = [part for client in sorted(self.roster) for part in (client, self.roster[client])]
+        floors = self.thresholds
+        value = digest(
+            "terms",
+            digest("roster", *roster),
+            floors.clients,
+            floors.colluders,
+            floors.signatures,
+            floors.survivors,
+            floors.neighbours,
+            floors.shares,
+            self.size,
+            int(self.consistency),
+            self.application,
+        )
+        object.__setattr__(self, "hash", value)
