@@ -37,10 +37,11 @@ class FileJournal:
             CheckpointError: if they cannot be written.
         """
         if answer is not None:
-            write_atomic(self._answer(round_number), answer, _PRIVATE)
+            write_atomic(self._answer(state, round_number), answer, _PRIVATE)
         write_atomic(self._folder / _STATE, msgspec.msgpack.encode(state), _PRIVATE)
+        needed = {self._answer(state, number) for number in state.requests}
         for path in self._folder.glob("answer-*.bin"):
-            if int(path.stem.removeprefix("answer-")) not in state.requests:
+            if path not in needed:
                 path.unlink()
 
     def restore(self) -> tuple[SessionState | None, dict[int, Answer]]:
@@ -60,11 +61,13 @@ class FileJournal:
                 f"{path} is damaged ({error}), so this client cannot know what it has revealed; it "
                 "has to leave the run"
             ) from None
-        found = {number: self._answer(number) for number in state.requests}
+        found = {number: self._answer(state, number) for number in state.requests}
         return state, {n: p.read_bytes() for n, p in found.items() if p.exists()}
 
-    def _answer(self, round_number: int) -> Path:
-        return self._folder / f"answer-{round_number}.bin"
+    def _answer(self, state: SessionState, round_number: int) -> Path:
+        """Named after what it answers, so that a crash cannot pair it with an older message."""
+        request = state.requests[round_number].hex()[:16]
+        return self._folder / f"answer-{round_number}-{request}.bin"
 
 
 def open_session(
