@@ -141,7 +141,7 @@ class _Progress:
             self._bar.start()
 
     def round_finished(self, record: Any, timing: Any) -> None:
-        text = f"loss {record.loss:.3f}"
+        text = "lost" if record.loss is None else f"loss {record.loss:.3f}"
         if record.accuracy is not None:
             text += f"  accuracy {record.accuracy:.1%}"
         elif record.test_loss is not None:
@@ -219,11 +219,19 @@ def _rounds(run: Any, seconds: float | None) -> list[str]:
     lines = [
         f"last round {last.round}: {_round_scores(last)}; best round {best.round}: "
         f"{_round_scores(best)} (chosen on the test rows themselves, so optimistic)",
-        f"each client sends {last.uplink_bytes:,} bytes a round",
+        f"each client sends {last.uplink_bytes:,} bytes a round, {_seen_by_server(run.config)}",
     ]
+    lost = [record.round for record in run.history if record.loss is None]
+    aborts = [abort for record in run.history for abort in record.aborts]
+    if aborts:
+        lines.append(f"{len(aborts)} attempts aborted, rounds lost: {lost or 'none'}; {aborts[-1]}")
     if seconds is not None:
         lines.append(f"{seconds:.0f} s for the rounds run now")
     return lines
+
+
+def _seen_by_server(config: TrainConfig) -> str:
+    return "masked: the server sees sums only" if config.secure_aggregation else "in the clear"
 
 
 def _round_scores(record: Any) -> str:

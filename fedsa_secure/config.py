@@ -18,6 +18,20 @@ def _names(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+
+
+def _rate_or_names(value: Any) -> Any:
+    """Accept a number as the command line gives it, or else names."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return _names(value)
+
+
+Dropouts = Annotated[
+    Annotated[float, Field(ge=0, lt=1)] | Annotated[tuple[str, ...], Field(min_length=1)],
+    BeforeValidator(_rate_or_names),
+]
 Passes = Annotated[int, Field(ge=1)] | Literal["auto"]
 AdapterKind = Literal["lora", "rslora", "vera"]
 _KINDS: tuple[AdapterKind, ...] = ("rslora", "vera", "lora")
@@ -149,6 +163,49 @@ class TrainConfig(BaseModel):
         1.0, gt=0, description="bound on the norm of a client's gradient; none to switch off"
     )
 
+    # What the server sees (docs/protocol.md)
+    secure_aggregation: bool = Field(
+        True, description="the server learns sums only; needs 3 clients in a round"
+    )
+    threat: Literal["malicious", "honest-but-curious"] = Field(
+        "malicious",
+        description="what the server is feared to do; the weaker one saves an exchange a round",
+    )
+    colluders: int | None = Field(
+        None,
+        ge=0,
+        description="clients of a round that may collude with the server [default: a third]",
+    )
+    threshold: int | None = Field(
+        None,
+        ge=1,
+        description="clients that have to be there to the end of a round [default: the smallest "
+        "that is safe]",
+    )
+    min_survivors: int | None = Field(
+        None, ge=3, description="fewest clients in a sum [default: threshold]"
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=15, description="how often a round is tried before it is given up"
+    )
+    weighting: Literal["uniform", "samples"] = Field(
+        "uniform", description="what a client's update counts: the same, or its training rows"
+    )
+    weight_cap: int | None = Field(
+        None, ge=1, le=2**20, description="weighting by samples: most rows that count; public"
+    )
+    update_range: float | None = Field(
+        None,
+        gt=0,
+        description="largest change of a shared value in a round; larger ones are clipped "
+        "[default: what the optimizer cannot exceed]",
+    )
+    dropouts: Dropouts = Field(
+        0.0,
+        description="clients that fail in the simulation: a rate, or ROUND:CLIENT:STEP,… with STEP "
+        "one of advertise_keys, share_keys, masked_input, consistency, unmask",
+    )
+
     # How it is run
     seed: int = Field(0, ge=0, lt=2**63, description="root of all public random draws")
     clients_per_pass: Passes = Field("auto", description="clients stacked into one forward pass")
@@ -186,6 +243,12 @@ class TrainConfig(BaseModel):
             raise ValueError("text_column takes one column, or two for a sentence pair")
         if self.prompt_template is not None and self.prompt_template.count("{prompt}") != 1:
             raise ValueError("prompt_template needs {prompt} in it, once")
+        if (self.weighting == "samples") != (self.weight_cap is not None):
+            raise ValueError(
+                "weighting='samples' and weight_cap, the public bound on a weight, go together"
+            )
+        if self.dropouts != 0.0 and not self.secure_aggregation:
+            raise ValueError("dropouts are simulated in the protocol of secure_aggregation")
         if self.warmup_steps >= self.rounds * self.local_steps:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} leaves nothing of the "

@@ -1,6 +1,8 @@
 """Imports go down the layers only."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,14 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. Neighbours in one row never import each other.
 LAYERS = [
     ["fedsa_kernels"],
-    ["errors", "types", "streams", "config"],
+    ["errors", "types", "streams", "config", "csprng", "files"],
     ["adapters"],
-    ["methods", "data"],
+    ["methods", "data", "secagg"],
     ["federation"],
     ["runtimes", "reporting"],
     ["cli"],
 ]
-FREE_AMONG_THEMSELVES = {"errors", "types", "streams", "config"}
+FREE_AMONG_THEMSELVES = {"errors", "types", "streams", "config", "csprng", "files"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(
     path
@@ -68,6 +70,27 @@ def test_imports_go_down(path: Path) -> None:
 def test_the_tests_see_every_part() -> None:
     parts = {part_of(module_of(path)) for path in FILES} - {"fedsa_secure", "__main__"}
     assert parts == set(LEVEL)
+
+
+# All that secure aggregation rests on: whoever audits it reads these, and nothing that learns.
+SECAGG_MAY_IMPORT = sys.stdlib_module_names | {"numpy", "cryptography", "msgspec"}
+SECAGG_MAY_NOT_IMPORT = {"logging", "random", "fedsa_secure.streams", "fedsa_secure.types"}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.parent.name == "secagg"], ids=lambda p: p.name
+)
+def test_secagg_rests_on_little(path: Path) -> None:
+    for module in imported_modules(path):
+        assert module not in SECAGG_MAY_NOT_IMPORT, module
+        if part_of(module) is None:
+            assert module.split(".")[0] in SECAGG_MAY_IMPORT, module
+
+
+def test_secagg_does_not_bring_torch() -> None:
+    code = "import sys, fedsa_secure.secagg; print('torch' in sys.modules, 'flwr' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_kernels_is_a_source_root_and_no_package() -> None:

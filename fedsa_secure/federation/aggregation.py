@@ -1,26 +1,111 @@
-"""``sum``: all that the server learns of the clients' updates."""
+"""``sum``: all that the server learns of a round, in the clear or by secure aggregation."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsa_secure.types import NamedTensors
 
-def sum_updates(
-    vectors: Iterable[Float[Tensor, " value"]], size: int
-) -> tuple[Float[Tensor, " value"], int]:
-    """The sum of the clients' vectors, in the order given, and how many there were.
 
-    Sums are kept in float64 and the caller gives the vectors in client-id order, so that the result
-    does not depend on how the clients were spread over passes.
+@dataclass(frozen=True)
+class Contribution:
+    """What one client has to say in a round.
 
     Args:
-        vectors: one per client; consumed one at a time.
-        size: values in each vector.
+        client: its number.
+        update: how far its training moved the shared tensors. [value]
+        loss: its mean training loss.
+        weight: what its update counts; 1 for all, or its training rows up to the public cap.
     """
-    total, count = torch.zeros(size, dtype=torch.float64), 0
-    for vector in vectors:
-        total += vector
-        count += 1
-    return total, count
+
+    client: int
+    update: Float[Tensor, " value"]
+    loss: float
+    weight: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round came to.
+
+    Args:
+        mean: of the updates, in float64; None if the round was lost. [value]
+        loss: mean of the clients' losses; None if the round was lost.
+        survivors: whose contributions are in.
+        clipped: values that lay beyond the range of the fixed point.
+        attempts: how often it was tried.
+        aborts: why attempts ended, in order.
+        exchanges: with the server, those of setup included.
+        overhead_bytes: all that clients sent besides their vectors.
+    """
+
+    mean: Float[Tensor, " value"] | None
+    loss: float | None
+    survivors: tuple[int, ...]
+    clipped: int = 0
+    attempts: int = 1
+    aborts: tuple[str, ...] = ()
+    exchanges: int = 1
+    overhead_bytes: int = 0
+
+
+Contribute = Callable[[Sequence[int]], Iterator[Contribution]]
+"""Trains these clients and gives their contributions, one at a time and in the order asked for."""
+
+
+class Aggregation(Protocol):
+    """How the clients' contributions become one mean."""
+
+    def round(
+        self,
+        number: int,
+        cohort: Sequence[int],
+        next_cohort: Sequence[int] | None,
+        shared: NamedTensors,
+        contribute: Contribute,
+    ) -> Outcome:
+        """Aggregate one round.
+
+        Args:
+            number: counted from 1.
+            cohort: who is invited, in order.
+            next_cohort: who will be invited to the next round; None if this is the last.
+            shared: the public shared tensors at its start.
+            contribute: lets clients train.
+        """
+
+    def uplink_bytes(self, values: int) -> int:
+        """Bytes of the vector that each client sends, for this many shared values."""
+
+
+class ClearAggregation:
+    """The server sees every contribution.
+
+    Sums are kept in float64, in the order of the clients, so that the result does not depend on how
+    these were spread over passes.
+    """
+
+    def round(
+        self,
+        number: int,
+        cohort: Sequence[int],
+        next_cohort: Sequence[int] | None,
+        shared: NamedTensors,
+        contribute: Contribute,
+    ) -> Outcome:
+        """Aggregate one round (see ``Aggregation``)."""
+        size = sum(tensor.numel() for tensor in shared.values())
+        total, weights, losses = torch.zeros(size, dtype=torch.float64), 0, 0.0
+        for each in contribute(cohort):
+            total += each.update.double() * each.weight
+            weights += each.weight
+            losses += each.loss
+        return Outcome(total / weights, losses / len(cohort), tuple(cohort))
+
+    def uplink_bytes(self, values: int) -> int:
+        """Four bytes per value."""
+        return 4 * values

@@ -21,14 +21,18 @@ class RoundRecord(BaseModel):
 
     Args:
         round: counted from 1.
-        clients: who took part.
+        clients: who was invited.
         learning_rate: at the first step of the round; of the head if only that is trained.
-        loss: mean over the clients of their mean training loss.
-        uplink_bytes: that each of them sent.
+        loss: mean over the survivors of their mean training loss; None if the round was lost.
+        uplink_bytes: of the vector that each of them sent.
         downlink_bytes: that each of them received.
         test_loss: mean over all clients of the personal model on its own test part, if measured.
         accuracy: likewise.
         macro_f1: likewise, for classification.
+        survivors: whose updates are in the mean; nobody's if the round was lost.
+        attempts: how often the round was tried.
+        aborts: why attempts ended, in order.
+        clipped: values of all updates that were beyond the range of the fixed point.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,12 +40,16 @@ class RoundRecord(BaseModel):
     round: int
     clients: tuple[int, ...]
     learning_rate: float
-    loss: float
+    loss: float | None
     uplink_bytes: int
     downlink_bytes: int
     test_loss: float | None = None
     accuracy: float | None = None
     macro_f1: float | None = None
+    survivors: tuple[int, ...] = ()
+    attempts: int = 1
+    aborts: tuple[str, ...] = ()
+    clipped: int = 0
 
 
 def best_round(records: list[RoundRecord]) -> RoundRecord | None:
@@ -61,7 +69,17 @@ def best_round(records: list[RoundRecord]) -> RoundRecord | None:
 
 
 class RoundTiming(BaseModel):
-    """Seconds of wall time that the phases of a round took."""
+    """Seconds of wall time that the phases of a round took, and what the protocol cost.
+
+    Args:
+        round: counted from 1.
+        train: seconds of local training.
+        aggregate: seconds from the updates to the new shared tensors.
+        evaluate: seconds.
+        checkpoint: seconds.
+        exchanges: between clients and server, those of setup included.
+        overhead_bytes: all that all clients sent besides their vectors.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,6 +88,8 @@ class RoundTiming(BaseModel):
     aggregate: float
     evaluate: float
     checkpoint: float
+    exchanges: int = 0
+    overhead_bytes: int = 0
 
     @property
     def total(self) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedsa_secure.types import NamedTensors
 
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba, Adam (ICLR 2015), §2
+BETA_1, BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba, Adam (ICLR 2015), §2
 _CLIP_EPSILON = 1e-6
 
 
@@ -95,13 +95,11 @@ def optimizer_step(
 def _adam(
     parameter: Tensor, gradient: Tensor, name: str, rate: float, state: OptimizerState
 ) -> None:
-    first = state.moments[f"{name}#m"].lerp_(gradient, 1 - _BETA_1)
-    second = (
-        state.moments[f"{name}#v"].mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
-    )
+    first = state.moments[f"{name}#m"].lerp_(gradient, 1 - BETA_1)
+    second = state.moments[f"{name}#v"].mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
     # In float64 before the cast: in half precision 1 - 0.999 would be 0.
-    rates = _per_client((rate / (1 - _BETA_1**state.steps)).to(parameter), parameter)
-    scale = _per_client((1 - _BETA_2**state.steps).sqrt().to(parameter), parameter)
+    rates = _per_client((rate / (1 - BETA_1**state.steps)).to(parameter), parameter)
+    scale = _per_client((1 - BETA_2**state.steps).sqrt().to(parameter), parameter)
     parameter.sub_(rates * first / (second.sqrt() / scale + _EPSILON))
 
 

@@ -23,18 +23,15 @@ def difference(trained: NamedTensors, start: NamedTensors) -> NamedTensors:
     return {name: trained[name] - start[name] for name in start}
 
 
-def apply_mean(
-    shared: NamedTensors, layout: Layout, total: Float[Tensor, " value"], clients: int
-) -> NamedTensors:
+def apply_mean(shared: NamedTensors, layout: Layout, mean: Float[Tensor, " value"]) -> NamedTensors:
     """The shared tensors after a round: moved by the mean of the clients' updates.
 
     Args:
         shared: public values before the round.
-        layout: which value of the sum belongs where.
-        total: sum of the updates.
-        clients: how many updates it sums.
+        layout: which value of the mean belongs where.
+        mean: of the updates.
     """
-    mean = layout.decode(total / clients)
+    moved = layout.decode(mean)
     return {
-        name: (tensor.double() + mean[name]).to(tensor.dtype) for name, tensor in shared.items()
+        name: (tensor.double() + moved[name]).to(tensor.dtype) for name, tensor in shared.items()
     }

@@ -26,6 +26,8 @@ def clients_per_pass(config: TrainConfig, data: FederatedData, device: torch.dev
 
 
 def passes(clients: list[int], per_pass: int) -> list[list[int]]:
-    """Clients in passes of nearly equal size, in order."""
+    """Clients in passes of nearly equal size, in order; none if there are no clients."""
+    if not clients:
+        return []
     count = -(-len(clients) // per_pass)
     return [[int(client) for client in part] for part in np.array_split(clients, count)]

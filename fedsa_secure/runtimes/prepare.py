@@ -25,6 +25,7 @@ from fedsa_secure.data import FederatedData, collate, divide, encode_division, p
 from fedsa_secure.errors import AdapterError, ConfigError
 from fedsa_secure.federation.local_training import method_of
 from fedsa_secure.federation.run_folder import OBJECT
+from fedsa_secure.federation.secure_aggregation import check_options
 from fedsa_secure.federation.stacking import clients_per_pass
 from fedsa_secure.methods import Method, find_method
 from fedsa_secure.streams import derive
@@ -124,6 +125,8 @@ def prepare(given: Given, config: TrainConfig) -> Prepared:
         answer_column=pool.answer,
         partition=division.spec if isinstance(division.spec, str) else config.partition,
     )
+    if config.secure_aggregation and method.shared:
+        check_options(config)
     if config.compile:
         adapted.compile()
     return Prepared(config, adapted, data, tokenizer)

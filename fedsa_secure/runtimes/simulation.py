@@ -5,15 +5,16 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from jaxtyping import Float
-from torch import Tensor
-
 from fedsa_secure.adapters import AdaptedModel, save_peft_adapter
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import FederatedData
 from fedsa_secure.errors import CheckpointError, DivergedError
-from fedsa_secure.federation.aggregation import sum_updates
+from fedsa_secure.federation.aggregation import (
+    Aggregation,
+    ClearAggregation,
+    Contribution,
+    Outcome,
+)
 from fedsa_secure.federation.checkpoint import Origin, StateStore
 from fedsa_secure.federation.encoding import Layout
 from fedsa_secure.federation.evaluation import ClientMetrics, evaluate_client, mean_of
@@ -22,13 +23,16 @@ from fedsa_secure.federation.local_training import (
     ClientResult,
     learning_rates,
     method_of,
+    optimizer_settings,
     train_clients,
 )
 from fedsa_secure.federation.observer import Observer
 from fedsa_secure.federation.run import check_origin
 from fedsa_secure.federation.run_folder import RunFolder, RunSummary, config_digest
+from fedsa_secure.federation.secure_aggregation import SecureAggregation
 from fedsa_secure.federation.server import apply_mean, difference, select_clients
 from fedsa_secure.federation.stacking import passes
+from fedsa_secure.federation.update_range import update_range
 from fedsa_secure.files import writing
 from fedsa_secure.types import NamedTensors
 
@@ -64,6 +68,8 @@ class Simulation:
         }
         self._layout = Layout.of(self._shared)
         self._origin = Origin(config_digest(config), data.fingerprint, model.fingerprint)
+        self._aggregation = self._make_aggregation()
+        self._seconds_train = 0.0
         self._done = 0
         self._metrics: list[ClientMetrics] | None = None
 
@@ -137,48 +143,75 @@ class Simulation:
         return self._config.clients_per_pass
 
     def _round(self, round_number: int) -> tuple[RoundRecord, RoundTiming]:
-        """``train → encode → sum → decode → update``, then evaluate and checkpoint."""
+        """``train → encode → mask → sum → decode → update``, then evaluate and checkpoint."""
         config = self._config
         clock = _Clock()
-        clients = select_clients(
-            len(self._data.shards), config.participation, config.seed, round_number
-        )
-        losses: list[float] = []
-        total, count = sum_updates(self._train(clients, round_number, losses), self._layout.size)
-        seconds_train = clock.lap()
-        if self._shared:
-            self._shared = apply_mean(self._shared, self._layout, total, count)
-        seconds_aggregate = clock.lap()
         last = round_number == config.rounds
+        clients = self._cohort(round_number)
+        self._seconds_train = 0.0
+        outcome = self._aggregation.round(
+            round_number,
+            clients,
+            None if last else self._cohort(round_number + 1),
+            self._shared,
+            lambda chosen: self._train(chosen, round_number),
+        )
+        if outcome.mean is not None and self._shared:
+            self._shared = apply_mean(self._shared, self._layout, outcome.mean)
+        seconds_aggregate = clock.lap() - self._seconds_train
         metrics = None
         if last or round_number % config.evaluate_every == 0:
             metrics = self.evaluate(elsewhere=last)
             self._metrics = metrics if last else None
         seconds_evaluate = clock.lap()
-        record = self._record(round_number, clients, losses, metrics)
+        record = self._record(round_number, clients, outcome, metrics)
         length = self._history.append(record)
         if last or round_number % config.checkpoint_every == 0:
             self._store.commit(round_number, self._shared, self._origin, length)
         timing = RoundTiming(
             round=round_number,
-            train=seconds_train,
+            train=self._seconds_train,
             aggregate=seconds_aggregate,
             evaluate=seconds_evaluate,
             checkpoint=clock.lap(),
+            exchanges=outcome.exchanges,
+            overhead_bytes=outcome.overhead_bytes,
         )
         self._history.append_timing(timing)
         self._done = round_number
-        _log.info("round %d of %d: loss %.4f", round_number, config.rounds, record.loss)
+        _log.info("round %d of %d: loss %s", round_number, config.rounds, record.loss)
         return record, timing
 
-    def _train(
-        self, clients: list[int], round_number: int, losses: list[float]
-    ) -> Iterator[Float[Tensor, " value"]]:
-        """The encoded updates of a round, one client at a time and in order of their number.
+    def _cohort(self, round_number: int) -> list[int]:
+        config = self._config
+        return select_clients(
+            len(self._data.shards), config.participation, config.seed, round_number
+        )
+
+    def _make_aggregation(self) -> Aggregation:
+        """In the clear if that is asked for, or if nothing leaves the clients."""
+        if not (self._config.secure_aggregation and self._shared):
+            return ClearAggregation()
+        return SecureAggregation(self._config, self._layout, self._cohort, self._update_range)
+
+    def _update_range(self, round_number: int, shared: NamedTensors) -> float:
+        """Bound on a value of an update in this round; public."""
+        config = self._config
+        by_step = [
+            learning_rates(self._model, self._method, config, round_number, step)
+            for step in range(config.local_steps)
+        ]
+        rates = [max(rates[name] for name in shared) for rates in by_step]
+        largest = max(float(tensor.abs().max()) for tensor in shared.values())
+        return update_range(config, optimizer_settings(config), rates, largest)
+
+    def _train(self, clients: Sequence[int], round_number: int) -> Iterator[Contribution]:
+        """What these clients have to say, one at a time and in the order given.
 
         Everything else that a client's turn ends with goes to its own store.
         """
-        for group in passes(clients, self._per_pass):
+        clock = _Clock()
+        for group in passes(list(clients), self._per_pass):
             turns = [(client, self._store.get(client)) for client in group]
             results = train_clients(
                 self._model,
@@ -193,28 +226,39 @@ class Simulation:
                 vector = self._layout.encode(difference(result.shared, self._shared))
                 _check_finite(result, round_number)
                 self._store.put(result.client, result.state, round_number)
-                losses.append(result.loss)
-                yield vector
+                weight = self._weight(result.client)
+                self._seconds_train += clock.lap()
+                yield Contribution(result.client, vector, result.loss, weight)
+                clock.lap()
+
+    def _weight(self, client: int) -> int:
+        """What a client's update counts; its rows, where they count, up to the public cap."""
+        cap = self._config.weight_cap
+        return 1 if cap is None else min(len(self._data.shards[client].train), cap)
 
     def _record(
         self,
         round_number: int,
         clients: list[int],
-        losses: list[float],
+        outcome: Outcome,
         metrics: list[ClientMetrics] | None,
     ) -> RoundRecord:
-        sent = sum(t.numel() * t.element_size() for t in self._shared.values())
+        received = sum(t.numel() * t.element_size() for t in self._shared.values())
         rates = learning_rates(self._model, self._method, self._config, round_number, 0)
         return RoundRecord(
             round=round_number,
             clients=tuple(clients),
             learning_rate=next(iter(rates.values())),
-            loss=float(np.mean(losses)),
-            uplink_bytes=sent,
-            downlink_bytes=sent,
+            loss=outcome.loss,
+            uplink_bytes=self._aggregation.uplink_bytes(self._layout.size),
+            downlink_bytes=received,
             test_loss=None if metrics is None else mean_of(metrics, "loss"),
             accuracy=None if metrics is None else mean_of(metrics, "accuracy"),
             macro_f1=None if metrics is None else mean_of(metrics, "macro_f1"),
+            survivors=outcome.survivors,
+            attempts=outcome.attempts,
+            aborts=outcome.aborts,
+            clipped=outcome.clipped,
         )
 
     def _finish(self) -> RunSummary:

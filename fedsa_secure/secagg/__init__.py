@@ -2,7 +2,7 @@
 
 from fedsa_secure.secagg.client import Party
 from fedsa_secure.secagg.client_session import ClientSession, Journal, SessionState, Update
-from fedsa_secure.secagg.fixed_point import FixedPoint, integer_cap
+from fedsa_secure.secagg.fixed_point import FixedPoint, integer_cap, rounding_key
 from fedsa_secure.secagg.identity import Identity, load_roster, register
 from fedsa_secure.secagg.journal import FileJournal, open_session
 from fedsa_secure.secagg.masks import Mask, apply_masks
@@ -27,4 +27,5 @@ __all__ = [
     "load_roster",
     "open_session",
     "register",
+    "rounding_key",
 ]

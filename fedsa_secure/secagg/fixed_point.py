@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsa_secure.csprng import BLOCK, Block, Keystream
+from fedsa_secure.secagg.derivation import kdf
 from fedsa_secure.secagg.masks import UInt32Array
 
 _MODULUS = 2**32
@@ -102,3 +103,12 @@ def bits_per_value(clients: int) -> int:
 def integer_cap(clients: int) -> int:
     """The largest integer of which n may be summed without wrapping."""
     return (_MODULUS - 1) // clients
+
+
+def rounding_key(seed: int, client: int, round_number: int) -> bytes:
+    """The key of a client's rounding coins in a round.
+
+    They are a function of public numbers: coins have to be fair, and independent of the data, but
+    need not be secret as long as no differential privacy is claimed.
+    """
+    return kdf(seed.to_bytes(8, "little"), b"", "rounding coins", client, round_number)

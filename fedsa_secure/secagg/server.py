@@ -78,6 +78,10 @@ class Attempt:
         """Session, round and attempt."""
         return self.sid, self.round, self.attempt
 
+    def is_for(self, round_number: int, cohort: Sequence[int]) -> bool:
+        """Whether this is an attempt of the round with exactly these clients."""
+        return (self.round, self.cohort) == (round_number, tuple(cohort))
+
     def near(self, client: int) -> frozenset[int]:
         """A client's neighbours and itself."""
         around = neighbours(client, self.cohort, self.terms.thresholds, self.sid, self.round)
@@ -134,10 +138,6 @@ class CollectingShares:
         if holders != sorted(near):
             raise BadShare(f"client {message.client} sealed shares for others than its neighbours")
         return replace(self, sealed={**self.sealed, message.client: dict(message.sealed)})
-
-    def ready(self) -> bool:
-        """Whether enough members shared for the attempt to go on."""
-        return len(self.sealed) >= self.attempt.terms.thresholds.survivors
 
     def close(self, model: bytes) -> tuple["CollectingVectors", Messages]:
         """Fix the members and deliver their shares (step 3).

@@ -63,11 +63,16 @@ class ServerSession:
         self._phase: Phase | None = None
         self._next: CollectingKeys | CollectingShares | None = None
         self._next_cohort: tuple[int, ...] | None = None
+        self._next_error: ProtocolError | None = None
         self._model = b""
         self._attempts: dict[int, int] = {}
         self.sid = b""
         self.total: UInt32Array | None = None
         """The sum of the last round, once it is complete."""
+        self.setup_error: ProtocolError | None = None
+        """Why the keys that travelled with the last round were of no use, if they were not."""
+        self.may_retry = True
+        """Whether clients would answer another attempt of the round."""
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -99,21 +104,20 @@ class ServerSession:
             next_cohort: who is invited to the next round, if its keys should travel with this one.
 
         Returns:
-            The first exchange; one fewer than two setup exchanges if the keys came with the last
-            round.
+            The first exchange. It is that of the vectors if keys and shares came with the last
+            round; otherwise two exchanges of setup come before it.
         """
         if not self.sid:
             raise OutOfOrder("the session is not open")
-        self._model, self.total = model, None
+        self._model, self.total, self.may_retry = model, None, True
         coming, self._next = self._next, None
         self._next_cohort = None if next_cohort is None else tuple(next_cohort)
-        if (
-            isinstance(coming, CollectingShares)
-            and (coming.attempt.round, coming.attempt.cohort) == (round_number, tuple(cohort))
-            and coming.ready()
-        ):
-            self._phase = coming
-            return self._to_vectors(coming)
+        self.setup_error, self._next_error = self._next_error, None
+        if isinstance(coming, CollectingShares) and coming.attempt.is_for(round_number, cohort):
+            try:
+                return self._to_vectors(coming)
+            except ProtocolError as error:
+                self.setup_error = error
         attempt = self._new_attempt(round_number, tuple(cohort), pipelined=False)
         self._phase = CollectingKeys(attempt)
         return _exchange(attempt.invite())
@@ -157,7 +161,8 @@ class ServerSession:
         try:
             return self._close_opening() if self._opening is not None else self._close_phase()
         except ProtocolError:
-            self._phase = self._next = None
+            self.may_retry = self._may_retry()
+            self._phase = self._next = self._next_error = None
             if self._opening is not None:
                 self._opening = CollectingCommits(self._terms)
             raise
@@ -205,9 +210,17 @@ class ServerSession:
             return {}
         try:
             self._next, messages = self._next.close()
-        except ProtocolError:  # too few: the next round is set up by itself
-            self._next, messages = None, {}
+        except ProtocolError as error:  # too few: the next round is set up by itself
+            self._next, self._next_error, messages = None, error, {}
         return messages
+
+    def _may_retry(self) -> bool:
+        """Whether clients would answer another attempt (docs/protocol.md §9)."""
+        if isinstance(self._phase, CollectingReveals):
+            return False
+        return self._terms.thresholds.complete or not isinstance(
+            self._phase, CollectingVectors | CollectingAgreements
+        )
 
     def _new_attempt(self, round_number: int, cohort: tuple[int, ...], pipelined: bool) -> Attempt:
         number = 0 if pipelined else self._attempts.get(round_number, 0) + 1

@@ -1,0 +1,96 @@
+"""What a client puts under its mask, and what the sum of it says. docs/protocol.md §10."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsa_secure.csprng import Keystream
+from fedsa_secure.federation.aggregation import Contribution
+from fedsa_secure.secagg import FixedPoint, integer_cap, rounding_key
+from fedsa_secure.secagg.masks import UInt32Array
+
+LOSS_RANGE = 64.0
+"""Training losses above this count as this, in nats."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the sum over some clients says.
+
+    Args:
+        mean: of the updates. [value]
+        loss: mean of the losses.
+        clipped: values of all clients that were beyond the range.
+    """
+
+    mean: Float[Tensor, " value"]
+    loss: float
+    clipped: int
+
+
+@dataclass(frozen=True)
+class MaskedVector:
+    """Places and grids: the update, the loss, the number of clipped values, perhaps the weight.
+
+    Args:
+        values: of an update.
+        clients: most summands.
+        seed: root of the rounding coins, which need no secrecy: they are independent of the data.
+        weight_cap: the largest weight; None if all count the same.
+    """
+
+    values: int
+    clients: int
+    seed: int
+    weight_cap: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Values in the vector."""
+        return self.values + 2 + (self.weight_cap is not None)
+
+    def write(
+        self, contribution: Contribution, round_number: int, bound: float, out: UInt32Array
+    ) -> None:
+        """Encode a contribution.
+
+        Args:
+            contribution: of one client.
+            round_number: counted from 1; a retry of the round writes the same values.
+            bound: range of the update.
+            out: where to. [size]
+        """
+        key = rounding_key(self.seed, contribution.client, round_number)
+        coins, n = Keystream(key), self.values
+        share = contribution.weight / (self.weight_cap or 1)
+        update = contribution.update.numpy()
+        if share != 1.0:
+            update = update * share
+        clipped = self._grid(bound).encode(update, coins, out[:n])
+        loss = np.array([min(contribution.loss, LOSS_RANGE)])
+        self._grid(LOSS_RANGE).encode(loss, coins, out[n : n + 1])
+        out[n + 1] = min(clipped, integer_cap(self.clients))
+        if self.weight_cap is not None:
+            out[n + 2] = contribution.weight
+
+    def open(self, total: UInt32Array, survivors: int, bound: float) -> Opened:
+        """Decode a sum.
+
+        Args:
+            total: over the survivors. [size]
+            survivors: how many.
+            bound: range of the update.
+        """
+        n = self.values
+        weights = float(survivors)
+        if self.weight_cap is not None:
+            weights = int(total[n + 2]) / self.weight_cap
+        mean = self._grid(bound).decode(total[:n], survivors) / weights
+        loss = self._grid(LOSS_RANGE).decode(total[n : n + 1], survivors)[0] / survivors
+        return Opened(torch.from_numpy(mean), float(loss), int(total[n + 1]))
+
+    def _grid(self, bound: float) -> FixedPoint:
+        return FixedPoint(self.clients, bound)
