@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -57,6 +57,7 @@ Contribute = Callable[[Sequence[int]], Iterator[Contribution]]
 """Trains these clients and gives their contributions, one at a time and in the order asked for."""
 
 
+@runtime_checkable
 class Aggregation(Protocol):
     """How the clients' contributions become one mean."""
 

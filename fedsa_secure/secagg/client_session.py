@@ -6,7 +6,7 @@ docs/protocol.md §7, §9, §11.
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -83,6 +83,7 @@ class SessionState(msgspec.Struct, frozen=True):
         return f"SessionState(closed={self.closed}, attempts={list(self.attempts.values())})"
 
 
+@runtime_checkable
 class Journal(Protocol):
     """Where a client's state is kept, so that a crash cannot undo it."""
 
