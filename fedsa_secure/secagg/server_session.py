@@ -224,7 +224,8 @@ class ServerSession:
 
     def _new_attempt(self, round_number: int, cohort: tuple[int, ...], pipelined: bool) -> Attempt:
         number = 0 if pipelined else self._attempts.get(round_number, 0) + 1
-        self._attempts = {round_number: number}
+        begun = {**self._attempts, round_number: number}
+        self._attempts = {r: n for r, n in begun.items() if r >= round_number - 1}
         return Attempt(self._terms, self.sid, round_number, number, cohort)
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsa_secure.federation.aggregation import sum_updates
+from fedsa_secure.federation.aggregation import ClearAggregation, Contribution
 from fedsa_secure.federation.encoding import Layout
 from fedsa_secure.federation.server import apply_mean, difference, select_clients
 from fedsa_secure.federation.stacking import passes
@@ -38,18 +38,36 @@ def test_a_round_moves_the_shared_tensors_to_the_mean_of_the_clients() -> None:
     start = {"A": torch.randn(5, 7, generator=stream, dtype=torch.float64)}
     ends = [{"A": torch.randn(5, 7, generator=stream, dtype=torch.float64)} for _ in range(6)]
     layout = Layout.of(start)
-    total, count = sum_updates((layout.encode(difference(e, start)) for e in ends), layout.size)
-    after = apply_mean(start, layout, total, count)
+    contributions = [
+        Contribution(client, layout.encode(difference(end, start)), loss=float(client))
+        for client, end in enumerate(ends)
+    ]
+    outcome = ClearAggregation().round(1, range(6), None, start, lambda _: iter(contributions))
+    assert outcome.mean is not None
+    after = apply_mean(start, layout, outcome.mean)
     expected = torch.stack([end["A"] for end in ends]).mean(0)
     torch.testing.assert_close(after["A"], expected, rtol=1e-14, atol=1e-14)
-    assert count == 6
+    assert outcome.survivors == tuple(range(6))
+    assert outcome.loss == 2.5
+
+
+def test_weights_count_in_the_mean() -> None:
+    shared = {"A": torch.zeros(2)}
+    contributions = [
+        Contribution(0, torch.tensor([1.0, 0.0]), loss=0.0, weight=3),
+        Contribution(1, torch.tensor([0.0, 1.0]), loss=0.0, weight=1),
+    ]
+    outcome = ClearAggregation().round(1, range(2), None, shared, lambda _: iter(contributions))
+    assert outcome.mean is not None
+    assert outcome.mean.tolist() == [0.75, 0.25]
 
 
 def test_nothing_shared_sums_to_nothing() -> None:
-    layout = Layout.of({})
-    total, count = sum_updates([layout.encode({"B": torch.ones(3)})] * 2, layout.size)
-    assert total.numel() == 0
-    assert count == 2
+    empty = [Contribution(client, torch.zeros(0), loss=1.0) for client in range(2)]
+    outcome = ClearAggregation().round(1, range(2), None, {}, lambda _: iter(empty))
+    assert outcome.mean is not None
+    assert outcome.mean.numel() == 0
+    assert outcome.survivors == (0, 1)
 
 
 @given(st.integers(1, 60), st.floats(0.01, 1), st.integers(0, 2**40), st.integers(1, 99))

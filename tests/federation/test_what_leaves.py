@@ -3,7 +3,7 @@
 What is expected stands here by hand, from the papers, and is not asked of the table of methods.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedsa_secure.federation.aggregation import ClearAggregation, Outcome
 from fedsa_secure.federation.encoding import Layout
 from fedsa_secure.federation.local_training import ClientResult, ClientState
 from fedsa_secure.methods import METHODS
@@ -146,7 +147,7 @@ def record(made, method: str, adapter: str, name: str, tamper: bool = False, **o
             turn end with all its tensors held out as shared ones.
     """
     seen = Recorded(method, adapter, made, copied(made.model.initial), base_tensors(made))
-    train, add, encode = simulation.train_clients, simulation.sum_updates, Layout.encode
+    train, add, encode = simulation.train_clients, ClearAggregation.round, Layout.encode
 
     def spy_train(model, row, config, data, shared, turns, number) -> list[ClientResult]:
         if tamper and number == 2:
@@ -165,14 +166,14 @@ def record(made, method: str, adapter: str, name: str, tamper: bool = False, **o
         seen.encoded.append(([(n, tuple(s)) for n, s in layout.shapes.items()], vector))
         return vector
 
-    def spy_add(vectors: Iterator[Tensor], size: int) -> tuple[Tensor, int]:
-        arrived = list(vectors)
-        seen.sent[len(seen.sent) + 1] = arrived
-        return add(arrived, size)
+    def spy_add(clear, number, cohort, next_cohort, shared, contribute) -> Outcome:
+        arrived = list(contribute(cohort))
+        seen.sent[number] = [each.update for each in arrived]
+        return add(clear, number, cohort, next_cohort, shared, lambda _: iter(arrived))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulation, "train_clients", spy_train)
-        patch.setattr(simulation, "sum_updates", spy_add)
+        patch.setattr(ClearAggregation, "round", spy_add)
         patch.setattr(Layout, "encode", spy_encode)
         seen.run = made.simulate(name, **options)
     return seen
@@ -194,6 +195,7 @@ def recorded(federation: MakeFederation, request: pytest.FixtureRequest) -> Reco
         local_steps=STEPS,
         schedule="constant",
         cross_rows=0,
+        secure_aggregation=False,  # so that single vectors can be seen
         clients_per_pass=2,
         checkpoint_every=ROUNDS,
     )
