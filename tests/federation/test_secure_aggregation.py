@@ -1,0 +1,332 @@
+"""Runs through the protocol: what they equal, what the server gets, what failures do to them."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsa_secure import ConfigError
+from fedsa_secure.federation import secure_aggregation
+from fedsa_secure.federation.aggregation import Contribution, Outcome
+from fedsa_secure.federation.masked_vector import LOSS_RANGE, MaskedVector
+from fedsa_secure.federation.run_folder import RunFolder
+from fedsa_secure.federation.secure_aggregation import SecureAggregation, check_options
+from fedsa_secure.runtimes.simulation import Simulation
+from fedsa_secure.secagg import FixedPoint, ServerSession, client, identity
+from fedsa_secure.secagg.wire import MaskedInput, decode_client
+
+MakeFederation = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def four(federation: MakeFederation) -> Any:
+    """Four clients, three rounds."""
+    return federation(rounds=3)
+
+
+def in_the_clear(
+    self: SecureAggregation,
+    number: int,
+    cohort: list[int],
+    next_cohort: object,
+    shared: dict[str, torch.Tensor],
+    contribute: Callable[..., Iterator[Contribution]],
+) -> Outcome:
+    """The same coins, the sum of integers without masks: no session, no keys."""
+    vector, bound = self._vector, self._range(number, shared)
+    total = np.zeros(vector.size, dtype=np.uint64)
+    for each in contribute(cohort):
+        encoded = np.empty(vector.size, dtype=np.uint32)
+        vector.write(each, number, bound, encoded)
+        total += encoded
+    assert int(total.max()) < 2**32  # nothing wraps
+    opened = vector.open(total.astype(np.uint32), len(cohort), bound)
+    return Outcome(opened.mean, opened.loss, tuple(cohort), opened.clipped)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "fedsa"},
+        {"method": "fedavg", "participation": 0.75},
+        {"method": "ffa", "optimizer": "sgd", "learning_rate": 0.05},
+        {"method": "fedsa", "head": "shared", "threat": "honest-but-curious"},
+        {"method": "fedsa", "weighting": "samples", "weight_cap": 30},
+    ],
+    ids=lambda options: "-".join(str(value) for value in options.values()),
+)
+def test_a_run_is_bit_for_bit_the_one_that_sums_in_the_clear(
+    four: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    name = "-".join(str(value) for value in options.values())
+    secure = four.simulate(f"{name} secure", **options)
+    monkeypatch.setattr(SecureAggregation, "round", in_the_clear)
+    clear = four.simulate(f"{name} clear", **options)
+    assert secure.records == clear.records
+    for number in range(4):
+        ours, theirs = secure.client_tensors(number), clear.client_tensors(number)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_the_mean_is_within_a_step_of_the_plain_one(
+    four: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given the same contributions, in every round of a run."""
+    compared = []
+    real = SecureAggregation.round
+
+    def compare(self: SecureAggregation, number: int, *rest: Any) -> Outcome:
+        seen: list[Contribution] = []
+        contribute = rest[-1]
+
+        def spy(chosen: list[int]) -> Iterator[Contribution]:
+            for each in contribute(chosen):
+                seen.append(each)
+                yield each
+
+        outcome = real(self, number, *rest[:-1], spy)
+        plain = torch.stack([each.update.double() for each in seen]).mean(0)
+        grid = FixedPoint(4, self._range(number, rest[2]))
+        assert outcome.mean is not None
+        assert float((outcome.mean - plain).abs().max()) <= grid.step
+        loss = sum(each.loss for each in seen) / 4
+        assert outcome.loss == pytest.approx(loss, abs=FixedPoint(4, LOSS_RANGE).step)
+        assert not torch.equal(outcome.mean, plain)  # it is not the plain mean that comes back
+        compared.append(number)
+        return outcome
+
+    monkeypatch.setattr(SecureAggregation, "round", compare)
+    four.simulate("within a step", update_range=100.0)
+    assert compared == [1, 2, 3]
+
+
+def test_weights_by_samples_are_those_of_the_clear(four: Any) -> None:
+    options = {"weighting": "samples", "weight_cap": 30, "rounds": 1}
+    secure = four.simulate("weights secure", **options)
+    clear = four.simulate("weights clear", secure_aggregation=False, **options)
+    uniform = four.simulate("uniform", rounds=1)
+    for name, tensor in clear.shared.items():
+        torch.testing.assert_close(secure.shared[name], tensor, rtol=0, atol=1e-6)
+        assert not torch.allclose(uniform.shared[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_the_server_gets_nothing_of_one_client(four: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that it receives in a run is searched for plain values of every client."""
+    received: list[bytes] = []
+    plain: list[tuple[Contribution, np.ndarray]] = []
+    receive, write = ServerSession.receive, MaskedVector.write
+
+    def spy_receive(self: ServerSession, data: Any) -> None:
+        received.append(bytes(data))
+        receive(self, data)
+
+    def spy_write(self: MaskedVector, each: Contribution, *rest: Any) -> None:
+        write(self, each, *rest)
+        plain.append((each, rest[-1].copy()))
+
+    monkeypatch.setattr(ServerSession, "receive", spy_receive)
+    monkeypatch.setattr(MaskedVector, "write", spy_write)
+    run = four.simulate("recorded", weighting="samples", weight_cap=30)
+    terms = run._aggregation._terms
+    vectors = [signed for data in received if len((signed := decode_client(data, terms)).payload)]
+    assert len(vectors) == len(plain) == 4 * 3
+    everything = b"".join(received)
+    for each, encoded in plain:
+        for start in range(0, len(encoded) - 4, 101):  # four values in a row never occur by chance
+            assert encoded[start : start + 4].tobytes() not in everything
+            assert each.update[start : start + 4].numpy().tobytes() not in everything
+        assert np.float64(each.loss).tobytes() not in everything
+    for signed in vectors:
+        assert isinstance(signed.message, MaskedInput)
+        own = [encoded for each, encoded in plain if each.client == signed.message.client]
+        # Of some thousand words, more than a few equal ones would not be chance.
+        assert min(np.count_nonzero(signed.payload == encoded) for encoded in own) <= 3
+        assert min(abs(int(signed.payload[-1]) - e.weight) for e, _ in plain) > 1000
+
+
+def test_no_secret_is_written_or_logged(
+    four: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets: list[bytes] = []
+    new_secret, generate = client.new_secret, identity.Ed25519PrivateKey.generate
+
+    def spy_secret() -> bytes:
+        secrets.append(new_secret())
+        return secrets[-1]
+
+    def spy_generate() -> Any:
+        key = generate()
+        secrets.append(key.private_bytes_raw())
+        return key
+
+    monkeypatch.setattr(client, "new_secret", spy_secret)
+    monkeypatch.setattr(identity.Ed25519PrivateKey, "generate", spy_generate)
+    caplog.set_level(logging.DEBUG)
+    run = four.simulate("searched", dropouts=("2:1:masked_input", "3:0:unmask"))
+    assert len(secrets) > 4 * 3 * 3
+    folder = Path(run._folder.path)
+    written = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    shown = [caplog.text.encode(), repr(run._aggregation.server).encode()]
+    shown += [repr(each).encode() for each in run._aggregation._clients.values()]
+    for text in written + shown:
+        for secret in secrets:
+            assert secret not in text
+            assert secret.hex().encode() not in text
+            assert repr(secret)[2:-1].encode() not in text
+
+
+@pytest.mark.parametrize(
+    ("step", "survives"),
+    [
+        ("advertise_keys", False),
+        ("share_keys", False),
+        ("masked_input", False),
+        ("consistency", True),
+        ("unmask", True),
+    ],
+)
+def test_a_dropout_is_in_the_sum_if_its_vector_is(four: Any, step: str, survives: bool) -> None:
+    run = four.simulate(f"drop at {step}", dropouts=(f"2:1:{step}",))
+    expected = (0, 1, 2, 3) if survives else (0, 2, 3)
+    assert [r.survivors for r in run.records] == [(0, 1, 2, 3), expected, (0, 1, 2, 3)]
+    assert {r.attempts for r in run.records} == {1}
+    loss = [r.loss for r in run.records]
+    assert all(value is not None for value in loss)
+
+
+def test_a_dropout_before_the_vector_does_not_train(four: Any) -> None:
+    whole = four.simulate("nobody drops", rounds=1)
+    partial = four.simulate("one drops", rounds=1, dropouts=("1:1:masked_input",))
+    assert whole._store.get(1).steps == 4
+    assert partial._store.get(1).steps == 0
+    others = four.simulate("the rest", rounds=1, dropouts=("1:1:advertise_keys",))
+    assert all(torch.equal(others.shared[n], partial.shared[n]) for n in partial.shared)
+
+
+def test_a_round_is_tried_again_and_trains_once(federation: MakeFederation) -> None:
+    """With three clients nobody may fail; the second attempt has everybody back."""
+    made = federation((20, 20, 20), rounds=2)
+    run = made.simulate("again", dropouts=("1:2:masked_input",))
+    quiet = made.simulate("quiet")
+    first = run.records[0]
+    assert first.attempts == 2
+    assert len(first.aborts) == 1
+    assert first.aborts[0].startswith("TooFewClients: 2 vectors arrived, and 3 are needed")
+    assert run._store.get(0).steps == quiet._store.get(0).steps
+    assert all(torch.equal(run.shared[n], quiet.shared[n]) for n in quiet.shared)
+
+
+def test_a_lost_round_leaves_the_shared_tensors(federation: MakeFederation) -> None:
+    """Who failed to reveal cannot be replaced: the others have closed the round."""
+    made = federation((20, 20, 20), rounds=1)
+    run = made.simulate("lost", dropouts=("1:0:unmask",))
+    record = run.records[0]
+    assert record.loss is None
+    assert record.survivors == ()
+    assert record.attempts == 1
+    assert record.aborts[0].startswith("TooFewClients: 2 shares of a secret of client 0")
+    for name, tensor in run.shared.items():
+        assert torch.equal(tensor, made.model.initial[name])
+    assert run._store.get(1).steps == 4  # it trained, and cannot know that it was for nothing
+
+
+def test_attempts_are_counted_and_given_up(federation: MakeFederation) -> None:
+    made = federation((20, 20, 20), rounds=2)
+    run = made.simulate("given up", dropouts=0.7, max_attempts=2, seed=3)
+    for record in run.records:
+        assert record.attempts <= 2
+        assert (record.loss is None) == (record.survivors == ())
+        assert len(record.aborts) == record.attempts - (record.loss is not None)
+    assert any(record.loss is None for record in run.records)
+
+
+def test_resuming_does_not_change_failures(four: Any) -> None:
+    """A run that goes on sets up by itself what had travelled with the round before."""
+    options = {"rounds": 6, "dropouts": 0.35, "seed": 5}
+    whole = four.simulate("whole", **options)
+    config = four.config.replace(output_dir=str(four.folder / "halves"), **options)
+    folder = RunFolder.create(config)
+
+    class Interrupt:
+        """Stops a run after its third round."""
+
+        def started(self, *_: object) -> None: ...
+        def finished(self) -> None: ...
+        def round_finished(self, record: Any, _: object) -> None:
+            if record.round == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Simulation(config, four.model, four.data, folder, [Interrupt()]).run()
+    rest = Simulation(config, four.model, four.data, folder)
+    rest.restore()
+    rest.run()
+    assert any(record.aborts for record in whole.records)
+    assert [record.survivors for record in whole.records].count((0, 1, 2, 3)) < 6
+    ours, theirs = (Path(r._folder.path) / "history.jsonl" for r in (rest, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_three_exchanges_a_round(four: Any) -> None:
+    run = four.simulate("exchanges")
+    assert [t.exchanges for t in run._history.timings().values()] == [5, 3, 3]
+    curious = four.simulate("fewer exchanges", threat="honest-but-curious")
+    assert [t.exchanges for t in curious._history.timings().values()] == [4, 2, 2]
+
+
+def test_values_beyond_the_range_are_counted_and_warned_of(
+    four: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = four.simulate("clipped", rounds=1, update_range=1e-4)
+    values = sum(t.numel() for t in run.shared.values())
+    assert 0 < run.records[0].clipped <= 4 * values
+    assert "update_range" in caplog.text
+    for name, tensor in run.shared.items():
+        moved = (tensor - four.model.initial[name]).abs().max()
+        assert float(moved) <= 1e-4 * 2  # the grid ends at the next power of two
+
+
+def test_methods_that_share_nothing_need_no_protocol(federation: MakeFederation) -> None:
+    run = federation((12, 12), method="local", rounds=1).simulate("local")
+    assert run.records[0].uplink_bytes == 0
+    assert run.records[0].survivors == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"clients": 2}, "secure_aggregation: it needs at least 3"),
+        ({"clients": 9, "participation": 0.2}, "secure_aggregation: it needs at least 3"),
+        ({"clients": 9, "threshold": 5}, "threshold: 5 with 9 clients"),
+        ({"clients": 9, "threshold": 10}, "threshold: 10 with 9 clients"),
+        ({"clients": 9, "colluders": 8}, "colluders: 8 of 9"),
+        ({"clients": 9, "min_survivors": 4}, "min_survivors: 4"),
+        ({"clients": 9, "min_survivors": 10}, "min_survivors: 10"),
+        ({"clients": 9, "optimizer": "sgd", "max_grad_norm": None}, "update_range: nothing bounds"),
+        ({"clients": 9, "dropouts": ("1:1",)}, "dropouts: '1:1' is no ROUND:CLIENT:STEP"),
+        ({"clients": 9, "dropouts": ("1:1:mask",)}, "dropouts: no step 'mask'.*masked_input"),
+        ({"clients": 9, "dropouts": ("1:9:unmask",)}, "dropouts: '1:9:unmask' in a run of"),
+        ({"clients": 9, "dropouts": ("0:1:unmask",)}, "dropouts"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(
+    four: Any, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_options(four.config.replace(partition="iid", **options))
+
+
+def test_the_hash_of_public_values_tells_models_and_ranges_apart() -> None:
+    shared = {"A": torch.arange(6.0).view(2, 3)}
+    moved = {"A": shared["A"].clone()}
+    moved["A"][0, 0] = 2.0**-149
+    hashes = {
+        secure_aggregation.public_values_hash(shared, 0.5),
+        secure_aggregation.public_values_hash(moved, 0.5),
+        secure_aggregation.public_values_hash(shared, 0.25),
+    }
+    assert len(hashes) == 3
