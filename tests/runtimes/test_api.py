@@ -57,7 +57,9 @@ def test_a_run_holds_what_happened(train: Any) -> None:
     assert set(run.timings) == {1, 2, 3}
     assert run.config == TrainConfig.build(**{**run.config.model_dump()})
     a_values = 4 * 2 * 32  # query and value of two layers, rank 2, 32 inputs
-    assert {r.uplink_bytes for r in run.history} == {4 * a_values}
+    assert {r.uplink_bytes for r in run.history} == {
+        4 * (a_values + 2)
+    }  # and loss and clipped values
     assert [c.metrics.train_rows + c.metrics.test_rows for c in run.clients].__len__() == 3
 
 
@@ -179,7 +181,8 @@ def test_a_partitioner_can_be_given_twice_but_not_in_use(
 
 def test_training_that_diverges_is_refused_and_not_kept(train: Any, tmp_path: Path) -> None:
     with pytest.raises(fedsa_secure.DivergedError, match="client 0 diverged in round .*learning"):
-        train(optimizer="sgd", learning_rate=1e30, max_grad_norm=None, rounds=4)
+        options = {"max_grad_norm": None, "update_range": 1.0}
+        train(optimizer="sgd", learning_rate=1e30, rounds=4, **options)
     assert all(np.isfinite(record.loss) for record in History(tmp_path / "run").records())
     assert not (tmp_path / "run" / "result.json").exists()
 
