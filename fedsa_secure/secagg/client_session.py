@@ -166,20 +166,20 @@ class ClientSession:
             The answer, if there is one. A message that was answered last gets the same bytes again.
 
         Raises:
-            ProtocolError: naming what was refused; the attempt, or every attempt if the message
-                belongs to none, is over.
+            ProtocolError: naming what was refused. The attempt that the message names is over; if
+                it names none, every attempt is.
         """
-        round_number: int | None = None
+        attempt: tuple[int, int] | None = None
         try:
             message = decode_server(data, self._party.terms)
             if isinstance(message, Commitments | Opened):
                 return self._opening(message)
             if message.sid != self.state.sid:
                 raise WrongTerms("a message of another session")
-            round_number = message.round
+            attempt = message.round, message.attempt
             return self._attempt(message, hashlib.sha256(data).digest(), update)
         except ProtocolError as error:
-            self._abort(round_number, error)
+            self._abort(attempt, error)
             raise
 
     def _opening(self, message: Commitments | Opened) -> Answer | None:
@@ -205,6 +205,8 @@ class ClientSession:
         number = message.round
         if self.state.requests.get(number) == request and number in self._answers:
             return self._answers[number]
+        if number <= self.state.closed:
+            raise ReplayedRound(f"round {number} is closed")
         if isinstance(message, Invite):
             begun, answer = self._begin(message)
             return self._answer(begun, request, answer)
@@ -228,8 +230,6 @@ class ClientSession:
 
     def _begin(self, message: Invite) -> tuple[HasKeys, bytes]:
         number, party, state = message.round, self._party, self.state
-        if number <= state.closed:
-            raise ReplayedRound(f"round {number} is closed")
         if message.attempt <= state.begun.get(number, -1) or message.attempt >= MAX_ATTEMPTS:
             raise ReplayedRound(f"attempt {message.attempt} of round {number} cannot be begun")
         if number in state.sent and not party.terms.thresholds.complete:
@@ -293,7 +293,7 @@ class ClientSession:
             closed=closed,
             begun=_since(closed, {**state.begun, number: after.attempt}),
             sent=_since(closed, state.sent if sent is None else sent),
-            attempts=_since(closed, {**state.attempts, number: after}),
+            attempts={r: s for r, s in state.attempts.items() if r > closed} | {number: after},
             requests=_since(closed, {**state.requests, number: request}),
         )
         self._save(kept, number, answer)
@@ -304,13 +304,11 @@ class ClientSession:
         attempts = {**self.state.attempts, after.round: after}
         self._save(msgspec.structs.replace(self.state, attempts=attempts))
 
-    def _abort(self, round_number: int | None, error: ProtocolError) -> None:
-        """End the attempt that a refused message belongs to; without one, all of them."""
-        live = self.state.attempts
-        over = [round_number] if round_number is not None else list(live)
-        for number in over:
-            state = live.get(number)
-            if state is not None and not isinstance(state, steps.HasRevealed | Aborted):
+    def _abort(self, attempt: tuple[int, int] | None, error: ProtocolError) -> None:
+        """End the attempt that a refused message names; without one, all of them."""
+        for number, state in self.state.attempts.items():
+            named = attempt in (None, (number, state.attempt))
+            if named and not isinstance(state, steps.HasRevealed | Aborted):
                 self._answers.pop(number, None)
                 self._put(Aborted(*state.step, reason=steps.name_of(error)))
 

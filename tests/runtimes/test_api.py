@@ -180,8 +180,8 @@ def test_a_partitioner_can_be_given_twice_but_not_in_use(
 
 
 def test_training_that_diverges_is_refused_and_not_kept(train: Any, tmp_path: Path) -> None:
+    options = {"max_grad_norm": None, "update_range": 1.0}
     with pytest.raises(fedsa_secure.DivergedError, match="client 0 diverged in round .*learning"):
-        options = {"max_grad_norm": None, "update_range": 1.0}
         train(optimizer="sgd", learning_rate=1e30, rounds=4, **options)
     assert all(np.isfinite(record.loss) for record in History(tmp_path / "run").records())
     assert not (tmp_path / "run" / "result.json").exists()
