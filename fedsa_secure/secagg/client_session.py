@@ -286,7 +286,6 @@ class ClientSession:
         """Keep state and answer, and only then let the answer go. What is closed is forgotten."""
         state, number = self.state, after.round
         closed = max(state.closed, closed or 0)
-        self._answers = _since(closed, {**self._answers, number: answer})
         kept = SessionState(
             terms=state.terms,
             sid=state.sid,
@@ -297,6 +296,7 @@ class ClientSession:
             requests=_since(closed, {**state.requests, number: request}),
         )
         self._save(kept, number, answer)
+        self._answers = _since(closed, {**self._answers, number: answer})
         return answer
 
     def _put(self, after: AttemptState) -> None:
@@ -309,14 +309,20 @@ class ClientSession:
         for number, state in self.state.attempts.items():
             named = attempt in (None, (number, state.attempt))
             if named and not isinstance(state, steps.HasRevealed | Aborted):
+                after = Aborted(*state.step, reason=steps.name_of(error))
+                requests = {r: kept for r, kept in self.state.requests.items() if r != number}
+                attempts = {**self.state.attempts, number: after}
                 self._answers.pop(number, None)
-                self._put(Aborted(*state.step, reason=steps.name_of(error)))
+                self.state = msgspec.structs.replace(
+                    self.state, attempts=attempts, requests=requests
+                )
+                self._save(self.state)  # over it is, even if the disk cannot take that
 
     def _save(
         self, state: SessionState, round_number: int = 0, answer: Answer | None = None
     ) -> None:
-        self.state = state
         self._journal.save(state, round_number, answer)
+        self.state = state  # not before: what the disk could not take has not happened
 
 
 def _since(closed: int, rounds: dict[int, _Kept]) -> dict[int, _Kept]:

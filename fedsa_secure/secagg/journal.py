@@ -3,6 +3,7 @@
 docs/protocol.md §11. The folder belongs to one client of one run.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedsa_secure.secagg.client_session import Answer, ClientSession, SessionSta
 
 _STATE = "state.bin"
 _PRIVATE = 0o600
+_CHECKSUM_BYTES = 32
 
 
 class FileJournal:
@@ -38,9 +40,10 @@ class FileJournal:
         """
         if answer is not None:
             write_atomic(self._answer(state, round_number), answer, _PRIVATE)
-        write_atomic(self._folder / _STATE, msgspec.msgpack.encode(state), _PRIVATE)
+        content = msgspec.msgpack.encode(state)
+        write_atomic(self._folder / _STATE, _checksum(content) + content, _PRIVATE)
         needed = {self._answer(state, number) for number in state.requests}
-        for path in self._folder.glob("answer-*.bin"):
+        for path in self._folder.glob("*answer-*.bin*"):  # with what killed writes have left
             if path not in needed:
                 path.unlink()
 
@@ -53,9 +56,14 @@ class FileJournal:
         """
         path = self._folder / _STATE
         try:
-            state = msgspec.msgpack.decode(path.read_bytes(), type=SessionState)
+            stored = path.read_bytes()
         except FileNotFoundError:
             return None, {}
+        checksum, content = stored[:_CHECKSUM_BYTES], stored[_CHECKSUM_BYTES:]
+        try:
+            if checksum != _checksum(content):
+                raise msgspec.DecodeError("its checksum is another one")
+            state = msgspec.msgpack.decode(content, type=SessionState)
         except msgspec.DecodeError as error:
             raise SecretsLost(
                 f"{path} is damaged ({error}), so this client cannot know what it has revealed; it "
@@ -68,6 +76,11 @@ class FileJournal:
         """Named after what it answers, so that a crash cannot pair it with an older message."""
         request = state.requests[round_number].hex()[:16]
         return self._folder / f"answer-{round_number}-{request}.bin"
+
+
+def _checksum(content: bytes) -> bytes:
+    """One turned bit in what is closed would let a client reveal twice."""
+    return hashlib.sha256(content).digest()
 
 
 def open_session(

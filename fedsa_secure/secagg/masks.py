@@ -44,8 +44,12 @@ def apply_masks(vector: UInt32Array, masks: Sequence[Mask], threads: int | None 
         return
     starts = [BLOCK * (blocks * part // threads) for part in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        for start, end in itertools.pairwise(starts):
+        parts = [
             pool.submit(_apply, vector[start:end], masks, start)
+            for start, end in itertools.pairwise(starts)
+        ]
+    for part in parts:
+        part.result()  # raises what the thread raised: a part without masks must not leave
 
 
 def _apply(vector: UInt32Array, masks: Sequence[Mask], start: int) -> None:

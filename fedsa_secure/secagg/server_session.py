@@ -199,9 +199,10 @@ class ServerSession:
     def _to_vectors(self, phase: CollectingShares) -> Exchange:
         """Deliver the shares, and invite to the next round on the way."""
         self._phase, messages = phase.close(self._model)
-        if self._next_cohort is None:
-            return _exchange(messages)
-        coming = self._new_attempt(phase.attempt.round + 1, self._next_cohort, pipelined=True)
+        following = phase.attempt.round + 1
+        if self._next_cohort is None or following in self._attempts:
+            return _exchange(messages)  # a round that was invited before is set up by itself
+        coming = self._new_attempt(following, self._next_cohort, pipelined=True)
         self._next = CollectingKeys(coming)
         return _exchange(messages, coming.invite())
 
