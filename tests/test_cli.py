@@ -13,6 +13,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from fedsa_secure import cli
+from fedsa_secure.secagg import load_roster
 
 SMALL = {
     "clients": 3,
@@ -307,3 +308,89 @@ def test_help_names_every_option() -> None:
     assert done.returncode == 0
     for name in cli.TrainConfig.model_fields:
         assert f"--{name.replace('_', '-')}" in done.stdout
+
+
+# --- secure aggregation -----------------------------------------------------------------------
+
+
+def test_failures_on_the_command_line(
+    call: Callable[..., Outcome], folders: list[str], tmp_path: Path
+) -> None:
+    fails = ("--dropouts", "1:0:masked_input", "--max-attempts", "1")
+    outcome = call("train", *folders, *fails, "--output-dir", "run")
+    assert outcome.status == 0
+    assert "round 1/2  lost" in outcome.out
+    assert "1 attempts aborted, rounds lost: [1]; TooFewClients" in outcome.out
+    assert "masked: the server sees sums only" in outcome.out
+    assert 'dropouts = [\n    "1:0:masked_input",\n]' in (tmp_path / "run/config.toml").read_text()
+    assert call("resume", "run").status == 0
+    clear = ("--secure-aggregation", "false", "--output-dir", "clear")
+    assert "bytes a round, in the clear" in call("train", *folders, *clear).out
+
+
+def test_two_clients_are_refused(
+    call: Callable[..., Outcome], folders: list[str], tmp_path: Path
+) -> None:
+    outcome = call("train", *folders, "--clients", "2", "--output-dir", "run")
+    words = ("secure_aggregation:", "at least 3 clients", "secure_aggregation=False")
+    check_refused(outcome, *words, at=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"weighting": "samples"}, "weight_cap"),
+        ({"weight_cap": 5}, "weighting='samples'"),
+        ({"dropouts": 1.5}, "dropouts"),
+        ({"dropouts": 0.1, "secure_aggregation": "false"}, "secure_aggregation"),
+        ({"threat": "none of your business"}, "'malicious' or 'honest-but-curious'"),
+        ({"min_survivors": 2}, "min_survivors"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    call: Callable[..., Outcome], tmp_path: Path, given: dict[str, Any], said: str
+) -> None:
+    outcome = call("train", *options(**given), "--output-dir", "run")
+    check_refused(outcome, said, at=tmp_path / "run")
+
+
+def test_identities_and_the_roster(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    keys = []
+    for client in range(3):
+        made = call("keys", "new", f"{client}.pem")
+        assert made.status == 0
+        assert (tmp_path / f"{client}.pem").stat().st_mode & 0o777 == 0o600
+        shown = call("keys", "show", f"{client}.pem")
+        assert shown.out == made.out
+        keys.append(made.out.strip())
+        listed = call("keys", "register", "roster.json", str(client), keys[-1])
+        assert listed.out.splitlines() == [f"{n}  {key}" for n, key in enumerate(keys)]
+    assert len(set(keys)) == 3
+    roster = load_roster(tmp_path / "roster.json")
+    assert roster == {n: bytes.fromhex(key) for n, key in enumerate(keys)}
+
+
+def test_identities_are_refused_by_name(call: Callable[..., Outcome], tmp_path: Path) -> None:
+    key = call("keys", "new", "a.pem").out.strip()
+    private = (tmp_path / "a.pem").read_bytes()
+    nothing = tmp_path / "nothing"
+    check_refused(call("keys", "new", "a.pem"), "a.pem exists", at=nothing)
+    assert (tmp_path / "a.pem").read_bytes() == private
+    check_refused(call("keys", "new", "no/where.pem"), "cannot write no/where.pem", at=nothing)
+    check_refused(call("keys", "show", "b.pem"), "cannot read b.pem", "keys new", at=nothing)
+    (tmp_path / "a.pem").chmod(0o640)
+    check_refused(call("keys", "show", "a.pem"), "mode 0640", "chmod 600", at=nothing)
+    (tmp_path / "c.pem").write_text("no key")
+    (tmp_path / "c.pem").chmod(0o600)
+    check_refused(call("keys", "show", "c.pem"), "holds no Ed25519 private key", at=nothing)
+    bad = call("keys", "register", "roster.json", "0", "abc")
+    check_refused(bad, "client 0 of roster.json", "64 hexadecimal digits", at=nothing)
+    assert call("keys", "register", "roster.json", "0", key).status == 0
+    again = call("keys", "register", "roster.json", "0", "00" * 32)
+    check_refused(again, "client 0 is on roster.json already", key, at=nothing)
+    twice = call("keys", "register", "roster.json", "1", key)
+    check_refused(twice, "a public key occurs twice", at=nothing)
+    assert load_roster(tmp_path / "roster.json") == {0: bytes.fromhex(key)}
+    (tmp_path / "roster.json").write_text("[]")
+    other = call("keys", "register", "roster.json", "1", "00" * 32)
+    check_refused(other, "roster.json is no roster", at=nothing)
