@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from fedsa_secure.config import TrainConfig
-from fedsa_secure.errors import ProtocolError
+from fedsa_secure.errors import ConfigError, ProtocolError
 from fedsa_secure.federation.aggregation import Contribute, Contribution, Outcome
 from fedsa_secure.federation.dropouts import Dropouts, Step
 from fedsa_secure.federation.encoding import Layout
@@ -19,6 +19,7 @@ from fedsa_secure.federation.masked_vector import MaskedVector
 from fedsa_secure.federation.run_folder import config_digest
 from fedsa_secure.federation.server import select_clients
 from fedsa_secure.federation.update_range import update_range
+from fedsa_secure.methods import Method
 from fedsa_secure.secagg import (
     ClientSession,
     Identity,
@@ -27,6 +28,7 @@ from fedsa_secure.secagg import (
     Terms,
     Thresholds,
     Update,
+    integer_cap,
 )
 from fedsa_secure.secagg.derivation import digest
 from fedsa_secure.secagg.server_session import Exchange
@@ -61,18 +63,32 @@ def thresholds_of(config: TrainConfig, clients_in_round: int) -> Thresholds:
     return Thresholds.of(clients_in_round, config.colluders, config.threshold, config.min_survivors)
 
 
-def check_options(config: TrainConfig) -> None:
+def check_options(config: TrainConfig, method: Method) -> None:
     """Refuse what the protocol could not do, before a run begins.
 
     Args:
         config: the resolved configuration.
+        method: what is shared; where nothing is, there is no protocol.
 
     Raises:
         ConfigError: naming the option.
     """
     clients = config.clients or 0
-    thresholds_of(config, len(select_clients(clients, config.participation, config.seed, 1)))
-    Dropouts.of(config, clients)
+    dropouts = Dropouts.of(config, clients)
+    if not method.shared:
+        if dropouts.possible:
+            raise ConfigError(
+                "dropouts", f"with method {method.name!r} nothing is sent", "leave the option out"
+            )
+        return
+    in_round = len(select_clients(clients, config.participation, config.seed, 1))
+    thresholds_of(config, in_round)
+    if config.weight_cap is not None and config.weight_cap > integer_cap(in_round):
+        raise ConfigError(
+            "weight_cap",
+            f"{in_round} weights of {config.weight_cap} do not fit into 32 bits",
+            f"give at most {integer_cap(in_round)}",
+        )
     rates = [config.learning_rate] * config.local_steps
     update_range(config, optimizer_settings(config), rates, largest=0.0)
 

@@ -125,8 +125,8 @@ def prepare(given: Given, config: TrainConfig) -> Prepared:
         answer_column=pool.answer,
         partition=division.spec if isinstance(division.spec, str) else config.partition,
     )
-    if config.secure_aggregation and method.shared:
-        check_options(config)
+    if config.secure_aggregation:
+        check_options(config, method)
     if config.compile:
         adapted.compile()
     return Prepared(config, adapted, data, tokenizer)

@@ -15,6 +15,7 @@ from fedsa_secure.federation.aggregation import Contribution, Outcome
 from fedsa_secure.federation.masked_vector import LOSS_RANGE, MaskedVector
 from fedsa_secure.federation.run_folder import RunFolder
 from fedsa_secure.federation.secure_aggregation import SecureAggregation, check_options
+from fedsa_secure.methods import find_method
 from fedsa_secure.runtimes.simulation import Simulation
 from fedsa_secure.secagg import FixedPoint, ServerSession, client, identity
 from fedsa_secure.secagg.wire import MaskedInput, decode_client
@@ -311,13 +312,23 @@ def test_methods_that_share_nothing_need_no_protocol(federation: MakeFederation)
         ({"clients": 9, "dropouts": ("1:1:mask",)}, "dropouts: no step 'mask'.*masked_input"),
         ({"clients": 9, "dropouts": ("1:9:unmask",)}, "dropouts: '1:9:unmask' in a run of"),
         ({"clients": 9, "dropouts": ("0:1:unmask",)}, "dropouts"),
+        (
+            {"clients": 5000, "weighting": "samples", "weight_cap": 2**20},
+            "weight_cap: 5000 weights of 1048576 do not fit",
+        ),
     ],
 )
 def test_impossible_options_are_refused_by_name(
     four: Any, options: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(ConfigError, match=named):
-        check_options(four.config.replace(partition="iid", **options))
+        check_options(four.config.replace(partition="iid", **options), find_method("fedsa"))
+
+
+def test_nobody_drops_out_of_a_method_that_sends_nothing(four: Any) -> None:
+    with pytest.raises(ConfigError, match="dropouts: with method 'local' nothing is sent"):
+        check_options(four.config.replace(dropouts=0.5), find_method("local"))
+    check_options(four.config.replace(clients=1), find_method("local"))
 
 
 def test_the_hash_of_public_values_tells_models_and_ranges_apart() -> None:
