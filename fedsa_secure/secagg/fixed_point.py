@@ -19,7 +19,8 @@ class FixedPoint:
 
     Args:
         clients: most summands of a sum, n.
-        range: the largest magnitude that is not clipped; a public value.
+        range: a magnitude that is not clipped; a public value. The grid ends at L·step, which is at
+            least the range and less than twice it.
 
     Raises:
         ValueError: if the range is no positive finite number, or n summands leave no grid.
@@ -56,7 +57,7 @@ class FixedPoint:
             out: where the result goes: integers from 0 to 2L. [value]
 
         Returns:
-            How many values lay beyond the range and were clipped.
+            How many values lay beyond the grid and were clipped.
 
         Raises:
             ValueError: if a value is not finite.
@@ -78,7 +79,7 @@ class FixedPoint:
         if beyond:
             np.clip(scaled, -self.levels, self.levels, out=scaled)
         floor = np.floor(scaled)
-        scaled -= floor  # exact: the fraction, in [0, 1)
+        scaled -= floor  # the fraction, in [0, 1]; exact but for fractions within 2⁻⁵³ of 1
         scaled *= _MODULUS
         floor += self.levels
         floor += coins.words(len(out), block) < scaled

@@ -14,6 +14,7 @@ import numpy as np
 from fedsa_secure.errors import (
     BadShare,
     DuplicateMessage,
+    InvalidSurvivors,
     MalformedMessage,
     ModelMismatch,
     TooFewClients,
@@ -210,14 +211,12 @@ class CollectingAgreements:
         message = _expected(signed, Agreement, self.attempt)
         _check_sender(message.client, self.survivors, self.agreements)
         signed.check(public_key_of(message.client, self.attempt.terms))
-        if (message.context, message.survivors) != (self.context, self._survivors_hash):
-            raise ModelMismatch(f"client {message.client} signed something else than was asked")
+        if message.context != self.context:
+            raise ModelMismatch(f"client {message.client} signed for another context")
+        if message.survivors != digest("survivors", self.survivors):
+            raise InvalidSurvivors(f"client {message.client} signed other survivors")
         agreements = {**self.agreements, message.client: bytes(signed.raw)}
         return replace(self, agreements=agreements)
-
-    @property
-    def _survivors_hash(self) -> bytes:
-        return digest("survivors", self.survivors)
 
     def close(self) -> tuple["CollectingReveals", Messages]:
         """Show the signatures (step 5)."""

@@ -140,9 +140,11 @@ class ServerSession:
             step = (message.sid, message.round, message.attempt)
             if phase is None or phase.attempt.step != step:
                 continue
-            if _ORDER[type(message)] < _ORDER[type(phase)]:
-                raise LateMessage(
-                    f"a {type(message).__name__} of client {message.client} came after its step; "
+            early = _ORDER[type(message)] - _ORDER[type(phase)]
+            if early:
+                refuse, when = (OutOfOrder, "before") if early > 0 else (LateMessage, "after")
+                raise refuse(
+                    f"a {type(message).__name__} of client {message.client} came {when} its step; "
                     "it was not used"
                 )
             setattr(self, name, phase.receive(signed))

@@ -112,14 +112,19 @@ def _smallest_private(n: int, colluders: int, k: int) -> int:
 
 
 def _is_correct(n: int, dropped: int, k: int, t_k: int) -> bool:
-    """Whether hardly any client is left with fewer than t_k of its neighbours and itself."""
-    missing = k + 2 - t_k  # that many dropped neighbours are too many
-    ways = comb(n - 1, k)
-    tail = sum(
-        comb(dropped, gone) * comb(n - 1 - dropped, k - gone)
-        for gone in range(missing, min(k, dropped) + 1)
+    """Whether of hardly any client fewer than t_k holders of its shares survive."""
+    survivor = _ways_to_lose(n - 1, dropped, k, k + 2 - t_k)
+    lost = _ways_to_lose(n - 1, dropped - 1, k, k + 1 - t_k)  # itself a holder, and gone
+    expected = (n - dropped) * survivor + dropped * lost
+    return expected * _CORRECTNESS <= comb(n - 1, k)
+
+
+def _ways_to_lose(others: int, dropped: int, k: int, least: int) -> int:
+    """Neighbourhoods of k of the others with at least so many of the dropped among them."""
+    return sum(
+        comb(dropped, gone) * comb(others - dropped, k - gone)
+        for gone in range(least, min(k, dropped) + 1)
     )
-    return tail * n * _CORRECTNESS <= ways
 
 
 @dataclass(frozen=True)
