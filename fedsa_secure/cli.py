@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedsa_secure.config import TrainConfig, read_options
-from fedsa_secure.errors import FedSAError
+from fedsa_secure.errors import ConfigError, FedSAError
 
 # torch, transformers and datasets take seconds to import; --help and typing errors do not wait for
 # them, so what needs them is imported where it is used.
@@ -105,6 +105,65 @@ def _evaluate(run_dir: RunDir) -> None:
 
     _quiet_libraries()
     _show(evaluate(run_dir), None)
+
+
+_bench_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Measure this library on this machine."
+)
+_app.add_typer(_bench_app, name="bench")
+
+
+@_bench_app.command("secagg")
+def _bench_secagg(
+    clients: Annotated[
+        str, typer.Option(metavar="N,N,…", help="cohort sizes, each at least 3")
+    ] = "3,10,50,100,200,1000",
+    values: Annotated[int, typer.Option(help="values in a vector")] = 1_000_000,
+    large: Annotated[
+        bool, typer.Option("--large", help="also the memory of masking 100 million values")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="write the rows to this file")] = None,
+) -> None:
+    """Time secure aggregation beside its bound and, where it is installed, Flower's SecAgg+."""
+    from fedsa_secure.bench import bench_secagg, seed_note, write_rows
+
+    try:
+        sizes = [int(size) for size in clients.split(",")]
+    except ValueError:
+        raise ConfigError("clients", f"{clients!r} is no list of numbers", "3,10,100") from None
+    with _console.status("") as status:
+        rows = bench_secagg(sizes, values, large, status.update)
+    _console.print(_bench_table(rows))
+    for line in (*_BENCH_LEGEND, seed_note(rows)):
+        _console.print(line, highlight=False)
+    if json is not None:
+        write_rows(json, rows)
+
+
+_BENCH_LEGEND = (
+    "k: neighbours; of Flower: time over that of Flower's client with as many neighbours",
+    "of bound: time over that of k + 1 AES-256-CTR streams and additions with as many threads",
+)
+
+
+def _bench_table(rows: Any) -> Table:
+    table = Table(title="secure aggregation")
+    for heading in ("n", "", "value", "unit", "of Flower", "of bound"):
+        table.add_column(heading, justify="left" if heading in ("", "unit") else "right")
+    last = None
+    for row in rows:
+        if last not in (None, row.n):
+            table.add_section()
+        last = row.n
+        table.add_row(
+            str(row.n),
+            row.name,
+            f"{row.value:,.0f}" if row.value >= 1000 else f"{row.value:.3g}",
+            row.unit,
+            _cell(row.ratio_to_baseline, ".3f"),
+            _cell(row.ratio_to_bound, ".2f"),
+        )
+    return table
 
 
 @_app.command("methods")

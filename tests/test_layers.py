@@ -16,6 +16,7 @@ LAYERS = [
     ["methods", "data", "secagg"],
     ["federation"],
     ["runtimes", "reporting"],
+    ["bench"],
     ["cli"],
 ]
 FREE_AMONG_THEMSELVES = {"errors", "types", "streams", "config", "csprng", "files"}
