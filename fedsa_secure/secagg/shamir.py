@@ -1,6 +1,7 @@
 """Secret sharing: any t shares give the secret, fewer tell nothing. docs/protocol.md §4."""
 
 import functools
+import itertools
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from fedsa_secure.errors import BadShare
 
 PRIME = 2**255 - 19
 SECRET_BYTES = 32
+_LONG = 1 << 400
 
 
 def new_secret() -> bytes:
@@ -51,21 +53,32 @@ def _evaluate(coefficients: Sequence[int], point: int) -> bytes:
     """Horner's rule; the highest coefficient comes first."""
     value = 0
     for coefficient in coefficients:
-        value = (value * point + coefficient) % PRIME
-    return value.to_bytes(SECRET_BYTES, "little")
+        value = value * point + coefficient
+        if value > _LONG:  # points are small, so most steps need no division
+            value %= PRIME
+    return (value % PRIME).to_bytes(SECRET_BYTES, "little")
 
 
 @functools.lru_cache(maxsize=4096)
 def _weights_at_zero(holders: tuple[int, ...]) -> tuple[int, ...]:
     """Lagrange's weights; a server needs those of one set of holders for every client."""
     points = [holder + 1 for holder in holders]
-    everything = math.prod(points)
-    weights = []
-    for x in points:
-        # Differences of client numbers are small: plain products beat products in the field.
-        denominator = math.prod(other - x for other in points if other != x)
-        weights.append(everything // x * pow(denominator, -1, PRIME) % PRIME)
-    return tuple(weights)
+    # Differences of client numbers are small: plain products beat products in the field.
+    denominators = [
+        x * math.prod([other - x for other in points if other != x]) % PRIME for x in points
+    ]
+    everything = math.prod(points) % PRIME
+    return tuple(everything * inverse % PRIME for inverse in _inverses(denominators))
+
+
+def _inverses(elements: Sequence[int]) -> list[int]:
+    """All at the price of one: the inverse of their product, and products (Montgomery 1987)."""
+    products = list(itertools.accumulate(elements, lambda a, b: a * b % PRIME, initial=1))
+    inverse, found = pow(products[-1], -1, PRIME), []
+    for element, before in zip(reversed(elements), reversed(products[:-1]), strict=True):
+        found.append(inverse * before % PRIME)
+        inverse = inverse * element % PRIME
+    return found[::-1]
 
 
 def _element(share: bytes) -> int:
