@@ -32,7 +32,7 @@ class FlowerSecAgg:
     """
 
     def __init__(self) -> None:
-        os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+        os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
         try:
             self._client = _load("flwr.client.mod.secure_aggregation.secaggplus_mod")
             self._app = _load("flwr.app")
