@@ -18,7 +18,7 @@ from fedsa_secure.secagg import graph, identity, shamir
 from fedsa_secure.secagg.client import Fill, HasMasked, Party
 from fedsa_secure.secagg.fixed_point import FixedPoint
 from fedsa_secure.secagg.identity import Identity
-from fedsa_secure.secagg.keys import ShareBox, private_key
+from fedsa_secure.secagg.keys import ShareBox, exchange, private_key
 from fedsa_secure.secagg.masks import Mask, UInt32Array
 from fedsa_secure.secagg.server import (
     Attempt,
@@ -123,7 +123,7 @@ class OneClient:
         own = cohort.decoded(advertise, Advertise).sealing_key
         sealed = []
         for peer, (keys, _) in peers.items():
-            box = ShareBox(private_key(keys.sealing_key), own, step, peer, 0)
+            box = ShareBox(exchange(private_key(keys.sealing_key), own), step, peer, 0)
             sealed.append((peer, box.seal(new_secret() + new_secret())))
         self._delivery = encode_server(Delivery(*step, everyone, sealed))
         self._has_masked, masked = self.mask()

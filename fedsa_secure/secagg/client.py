@@ -30,6 +30,7 @@ from fedsa_secure.secagg.graph import neighbours
 from fedsa_secure.secagg.identity import Identity
 from fedsa_secure.secagg.keys import (
     ShareBox,
+    exchange,
     pairwise_mask_key,
     private_key,
     public_key,
@@ -90,11 +91,14 @@ class _State(msgspec.Struct, frozen=True, tag=True):
         return self.sid, self.round, self.attempt
 
 
-class PeerKeys(msgspec.Struct, frozen=True):
-    """What a neighbour advertised."""
+class Peer(msgspec.Struct, frozen=True):
+    """A neighbour: the secret that shares are sealed with, and its public mask key."""
 
-    sealing: bytes
-    mask: bytes
+    secret: bytes
+    mask_key: bytes
+
+    def __repr__(self) -> str:
+        return "Peer(…)"
 
 
 class HasKeys(_State, frozen=True, tag=True):
@@ -113,10 +117,9 @@ class HasShared(_State, frozen=True, tag=True):
 
     cohort: tuple[int, ...]
     near: frozenset[int]
-    sealing_key: bytes
     mask_key: bytes
     seed: bytes
-    peers: dict[int, PeerKeys]
+    peers: dict[int, Peer]
     own_share: bytes
 
 
@@ -187,19 +190,22 @@ def advertise(party: Party, message: Invite, cohort: Sequence[int]) -> tuple[Has
 
 def share(party: Party, state: HasKeys, message: Advertised) -> tuple[HasShared, bytes]:
     """Check the neighbours' keys and share the own secrets (step 2)."""
-    peers = _checked_keys(party, state, message)
-    holders = [*peers, party.client]
+    advertised = _checked_keys(party, state, message)
+    holders = [each.client for each in advertised]
     seeds = share_secret(state.seed, party.terms.thresholds.shares, holders)
     keys = share_secret(state.mask_key, party.terms.thresholds.shares, holders)
-    sealing_key, sealed = private_key(state.sealing_key), []
-    for holder, keys_of in peers.items():
-        box = ShareBox(sealing_key, keys_of.sealing, state.step, party.client, holder)
+    own, peers, sealed = private_key(state.sealing_key), {}, []
+    for each in advertised:
+        holder = each.client
+        if holder == party.client:
+            continue
+        peers[holder] = Peer(exchange(own, each.sealing_key), each.mask_key)
+        box = ShareBox(peers[holder].secret, state.step, party.client, holder)
         sealed.append((holder, box.seal(seeds[holder] + keys[holder])))
     after = HasShared(
         *state.step,
         cohort=state.cohort,
         near=state.near,
-        sealing_key=state.sealing_key,
         mask_key=state.mask_key,
         seed=state.seed,
         peers=peers,
@@ -225,16 +231,15 @@ def deliver(party: Party, state: HasShared, message: Delivery, model: bytes) -> 
             "the neighbours that are members"
         )
     held = {party.client: state.own_share}
-    sealing_key, mask_key = private_key(state.sealing_key), private_key(state.mask_key)
     for owner, sealed in message.sealed:
-        box = ShareBox(sealing_key, state.peers[owner].sealing, state.step, owner, party.client)
+        box = ShareBox(state.peers[owner].secret, state.step, owner, party.client)
         held[owner] = box.open(sealed)
     context = attempt_context(party.terms, state.step, model, members)
     own = Mask(self_mask_key(state.seed, state.sid, context, party.client), add=True)
-    masks = [own]
+    masks, mask_key = [own], private_key(state.mask_key)
     for peer in sorted(near):
         pair = (min(peer, party.client), max(peer, party.client))
-        key = pairwise_mask_key(mask_key, state.peers[peer].mask, state.sid, context, pair)
+        key = pairwise_mask_key(mask_key, state.peers[peer].mask_key, state.sid, context, pair)
         masks.append(Mask(key, add=peer > party.client))
     return IsReady(
         *state.step,
@@ -368,8 +373,8 @@ def _own_advertise(party: Party, state: HasKeys) -> Advertise:
     )
 
 
-def _checked_keys(party: Party, state: HasKeys, message: Advertised) -> dict[int, PeerKeys]:
-    """The neighbours' keys, if all of them may be used."""
+def _checked_keys(party: Party, state: HasKeys, message: Advertised) -> list[Advertise]:
+    """The keys of the neighbours and the own ones, if all of them may be used."""
     found = [checked_advertise(raw, party.terms, state.step) for raw in message.advertises]
     clients = [each.client for each in found]
     if not ascending(clients):
@@ -383,11 +388,7 @@ def _checked_keys(party: Party, state: HasKeys, message: Advertised) -> dict[int
         raise KeySubstitution("an advertised key occurs twice")
     if _own_advertise(party, state) not in found:
         raise KeySubstitution(f"client {party.client} does not find its own keys as it sent them")
-    return {
-        each.client: PeerKeys(each.sealing_key, each.mask_key)
-        for each in found
-        if each.client != party.client
-    }
+    return found
 
 
 def checked_advertise(raw: bytes, terms: Terms, step: tuple[bytes, int, int]) -> Advertise:

@@ -58,8 +58,7 @@ class ShareBox:
     """Seals what one client sends to another in one attempt, so that the server cannot read it.
 
     Args:
-        key: own sealing key.
-        peer: the other's public sealing key.
+        secret: what the two have exchanged with their sealing keys.
         step: session id, round and attempt.
         owner: who seals.
         holder: who opens.
@@ -67,15 +66,15 @@ class ShareBox:
 
     def __init__(
         self,
-        key: X25519PrivateKey,
-        peer: bytes,
+        secret: bytes,
         step: tuple[bytes, int, int],
         owner: int,
         holder: int,
     ) -> None:
         sid, round_number, attempt = step
-        secret = kdf(exchange(key, peer), sid, "share", round_number, attempt, owner, holder)
-        self._cipher = ChaCha20Poly1305(secret)
+        self._cipher = ChaCha20Poly1305(
+            kdf(secret, sid, "share", round_number, attempt, owner, holder)
+        )
         self._data = digest("sealed", sid, round_number, attempt, owner, holder)
         self._owner = owner
 

@@ -409,8 +409,8 @@ def _share_key(given: Json) -> str:
     secret_u, secret_v = _bytes(given, "c_u", "c_v")
     with mock.patch("fedsa_secure.secagg.keys.ChaCha20Poly1305") as cipher:
         pair = (given["u"], given["v"])
-        ShareBox(private_key(secret_u), public_key(secret_v), _step(given), *pair)
-        ShareBox(private_key(secret_v), public_key(secret_u), _step(given), *pair)
+        ShareBox(exchange(private_key(secret_u), public_key(secret_v)), _step(given), *pair)
+        ShareBox(exchange(private_key(secret_v), public_key(secret_u)), _step(given), *pair)
     (of_u,), (of_v,) = (call.args for call in cipher.call_args_list)
     assert of_u == of_v
     return of_u.hex()
@@ -421,7 +421,7 @@ def _box(given: Json) -> ShareBox:
     with mock.patch("fedsa_secure.secagg.keys.kdf", return_value=bytes.fromhex(given["key"])):
         other = public_key(random_bytes("any"))
         key = private_key(random_bytes("another"))
-        return ShareBox(key, other, _step(given), given["u"], given["v"])
+        return ShareBox(exchange(key, other), _step(given), given["u"], given["v"])
 
 
 def _seal(given: Json) -> str:
