@@ -196,7 +196,7 @@ class TrainConfig(BaseModel):
     )
     update_range: float | None = Field(
         None,
-        gt=0,
+        ge=1e-30,
         description="largest change of a shared value in a round; larger ones are clipped "
         "[default: what the optimizer cannot exceed]",
     )

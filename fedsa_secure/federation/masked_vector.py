@@ -47,6 +47,10 @@ class MaskedVector:
     seed: int
     weight_cap: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.weight_cap is not None and self.weight_cap > integer_cap(self.clients):
+            raise ValueError(f"{self.clients} weights of {self.weight_cap} wrap in 32 bits")
+
     @property
     def size(self) -> int:
         """Values in the vector."""
@@ -65,10 +69,10 @@ class MaskedVector:
         """
         key = rounding_key(self.seed, contribution.client, round_number)
         coins, n = Keystream(key), self.values
-        share = contribution.weight / (self.weight_cap or 1)
+        fraction = contribution.weight / (self.weight_cap or 1)
         update = contribution.update.numpy()
-        if share != 1.0:
-            update = update * share
+        if fraction != 1.0:
+            update = update * fraction
         clipped = self._grid(bound).encode(update, coins, out[:n])
         loss = np.array([min(contribution.loss, LOSS_RANGE)])
         self._grid(LOSS_RANGE).encode(loss, coins, out[n : n + 1])
@@ -87,7 +91,7 @@ class MaskedVector:
         n = self.values
         weights = float(survivors)
         if self.weight_cap is not None:
-            weights = int(total[n + 2]) / self.weight_cap
+            weights = max(int(total[n + 2]), 1) / self.weight_cap  # a client may lie about its own
         mean = self._grid(bound).decode(total[:n], survivors) / weights
         loss = self._grid(LOSS_RANGE).decode(total[n : n + 1], survivors)[0] / survivors
         return Opened(torch.from_numpy(mean), float(loss), int(total[n + 1]))

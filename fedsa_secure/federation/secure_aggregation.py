@@ -5,6 +5,7 @@ passes between them. docs/protocol.md.
 """
 
 import hashlib
+import importlib.metadata
 import logging
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +61,13 @@ def thresholds_of(config: TrainConfig, clients_in_round: int) -> Thresholds:
     Raises:
         ConfigError: if they cannot protect anyone, or can never be reached.
     """
-    return Thresholds.of(clients_in_round, config.colluders, config.threshold, config.min_survivors)
+    return Thresholds.of(
+        clients_in_round,
+        config.colluders,
+        config.threshold,
+        config.min_survivors,
+        config.rounds,
+    )
 
 
 def check_options(config: TrainConfig, method: Method) -> None:
@@ -89,7 +96,7 @@ def check_options(config: TrainConfig, method: Method) -> None:
             f"{in_round} weights of {config.weight_cap} do not fit into 32 bits",
             f"give at most {integer_cap(in_round)}",
         )
-    rates = [config.learning_rate] * config.local_steps
+    rates = [max(config.learning_rate, config.head_learning_rate or 0.0)] * config.local_steps
     update_range(config, optimizer_settings(config), rates, largest=0.0)
 
 
@@ -127,9 +134,10 @@ class SecureAggregation:
             size=self._vector.size,
             application=_application(config, layout),
             consistency=config.threat == "malicious",
+            rounds=config.rounds,
         )
         self._clients = {
-            client: ClientSession(Party(self._terms, client, identity), cohort_of)
+            client: ClientSession(Party(self._terms, client, identity), cohort_of, resend=False)
             for client, identity in identities.items()
         }
         self.server = ServerSession(self._terms)
@@ -316,4 +324,6 @@ def public_values_hash(shared: NamedTensors, bound: float) -> bytes:
 def _application(config: TrainConfig, layout: Layout) -> bytes:
     """Everything but the protocol's own terms that has to be equal for all clients."""
     names = [f"{name}{list(shape)}" for name, shape in layout.shapes.items()]
-    return digest("application", config_digest(config).encode(), "\n".join(names).encode())
+    version = importlib.metadata.version("fedsa-secure")  # defaults may differ between versions
+    parts = (version, config_digest(config), "\n".join(names))
+    return digest("application", *(part.encode() for part in parts))

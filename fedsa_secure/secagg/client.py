@@ -8,6 +8,7 @@ the attempt then.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -85,6 +86,10 @@ class _State(msgspec.Struct, frozen=True, tag=True):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(round={self.round}, attempt={self.attempt})"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """For rich, which msgspec would show every field."""
+        return [("round", self.round), ("attempt", self.attempt)]
+
     @property
     def step(self) -> tuple[bytes, int, int]:
         """Session, round and attempt."""
@@ -99,6 +104,10 @@ class Peer(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return "Peer(…)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """For rich, which msgspec would show every field."""
+        return []
 
 
 class HasKeys(_State, frozen=True, tag=True):

@@ -6,7 +6,7 @@ docs/protocol.md §7, §9, §11.
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -33,6 +33,7 @@ from fedsa_secure.secagg.client import (
     Party,
 )
 from fedsa_secure.secagg.opening import check_opening, nonce_commitment, session_id
+from fedsa_secure.secagg.terms import OPENINGS
 from fedsa_secure.secagg.wire import (
     Advertised,
     Agreements,
@@ -62,6 +63,7 @@ class SessionState(msgspec.Struct, frozen=True):
         nonce: of the session being opened.
         participants: by commitment; None before they are known.
         sid: of the session; empty before it is open.
+        openings: sessions that were begun in this run.
         closed: rounds up to this one are over for this client, for ever.
         begun: highest attempt that was begun, by round.
         sent: rounds and digests of the vectors sent.
@@ -73,6 +75,7 @@ class SessionState(msgspec.Struct, frozen=True):
     nonce: bytes = b""
     participants: dict[int, bytes] | None = None
     sid: bytes = b""
+    openings: int = 0
     closed: int = 0
     begun: dict[int, int] = {}
     sent: dict[int, bytes] = {}
@@ -81,6 +84,10 @@ class SessionState(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"SessionState(closed={self.closed}, attempts={list(self.attempts.values())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """For rich, which msgspec would show every field."""
+        return [("closed", self.closed), ("attempts", list(self.attempts.values()))]
 
 
 @runtime_checkable
@@ -107,6 +114,8 @@ class Update:
     """
 
     def __init__(self, model: bytes, fill: Fill) -> None:
+        if len(model) != 32:
+            raise ValueError(f"the hash of the public values has 32 bytes, not {len(model)}")
         self.model, self.fill = model, fill
 
 
@@ -119,6 +128,7 @@ class ClientSession:
         journal: where the state is kept; by default nowhere.
         state: what a journal has kept.
         answers: the answers that it has kept, by round.
+        resend: whether answers are kept, to be sent again should a message come twice.
 
     Guarantee: the server and c colluding clients learn of this client's vectors sums over at least
     m − c honest clients only, one sum per round. Assumptions: docs/threat_model.md.
@@ -131,6 +141,7 @@ class ClientSession:
         journal: Journal | None = None,
         state: SessionState | None = None,
         answers: dict[int, Answer] | None = None,
+        resend: bool = True,
     ) -> None:
         state = state or SessionState(party.terms.hash)
         if state.terms != party.terms.hash:
@@ -138,6 +149,7 @@ class ClientSession:
         self._party, self._cohort_of = party, cohort_of
         self._journal: Journal = journal or _NoJournal()
         self._answers: dict[int, Answer] = dict(answers or {})
+        self._resend = resend
         self.state = state
 
     def __repr__(self) -> str:
@@ -147,11 +159,22 @@ class ClientSession:
         """Begin a session: the commitment to a fresh nonce (docs/protocol.md §7).
 
         What was going on in an earlier session is over; closed rounds stay closed.
+
+        Raises:
+            ReplayedRound: if there were too many sessions in this run: each would let the server
+                see another set of circles.
         """
-        party, nonce = self._party, os.urandom(32)
-        self._save(
-            SessionState(party.terms.hash, nonce, closed=self.state.closed, sent=self.state.sent)
+        party, state, nonce = self._party, self.state, os.urandom(32)
+        if state.openings >= OPENINGS:
+            raise ReplayedRound(f"{OPENINGS} sessions were opened in this run; begin another run")
+        begun = SessionState(
+            party.terms.hash,
+            nonce,
+            openings=state.openings + 1,
+            closed=state.closed,
+            sent=state.sent,
         )
+        self._save(begun)
         commitment = nonce_commitment(party.terms, party.client, nonce)
         return sign(Commit(party.terms.hash, party.client, commitment), party.identity)
 
@@ -167,19 +190,21 @@ class ClientSession:
 
         Raises:
             ProtocolError: naming what was refused. The attempt that the message names is over; if
-                it names none, every attempt is.
+                it cannot be read, every attempt is.
         """
-        attempt: tuple[int, int] | None = None
         try:
             message = decode_server(data, self._party.terms)
-            if isinstance(message, Commitments | Opened):
-                return self._opening(message)
-            if message.sid != self.state.sid:
-                raise WrongTerms("a message of another session")
-            attempt = message.round, message.attempt
+        except ProtocolError as error:
+            self._abort(None, error)  # it could have been of any attempt
+            raise
+        if isinstance(message, Commitments | Opened):
+            return self._opening(message)
+        if message.sid != self.state.sid:
+            raise WrongTerms("a message of another session")
+        try:
             return self._attempt(message, hashlib.sha256(data).digest(), update)
         except ProtocolError as error:
-            self._abort(attempt, error)
+            self._abort((message.round, message.attempt), error)
             raise
 
     def _opening(self, message: Commitments | Opened) -> Answer | None:
@@ -187,9 +212,9 @@ class ClientSession:
         if state.sid or not state.nonce:
             raise OutOfOrder("no session is being opened")
         if isinstance(message, Commitments):
-            if state.participants is not None:
-                raise OutOfOrder("the commitments were shown before")
             participants = check_opening(message, party.terms)
+            if state.participants not in (None, participants):
+                raise OutOfOrder("other commitments were shown before")
             own = nonce_commitment(party.terms, party.client, state.nonce)
             if participants.get(party.client) != own:
                 raise WrongOpening("the own commitment is not as it was sent")
@@ -230,6 +255,10 @@ class ClientSession:
 
     def _begin(self, message: Invite) -> tuple[HasKeys, bytes]:
         number, party, state = message.round, self._party, self.state
+        if not 1 <= number <= party.terms.rounds:
+            raise ReplayedRound(f"the run has no round {number}; its last is {party.terms.rounds}")
+        if any(live > number + 1 for live in state.attempts):
+            raise ReplayedRound(f"round {number} came after {max(state.attempts)} was begun")
         if message.attempt <= state.begun.get(number, -1) or message.attempt >= MAX_ATTEMPTS:
             raise ReplayedRound(f"attempt {message.attempt} of round {number} cannot be begun")
         if number in state.sent and not party.terms.thresholds.complete:
@@ -289,14 +318,16 @@ class ClientSession:
         kept = SessionState(
             terms=state.terms,
             sid=state.sid,
+            openings=state.openings,
             closed=closed,
             begun=_since(closed, {**state.begun, number: after.attempt}),
             sent=_since(closed, state.sent if sent is None else sent),
-            attempts={r: s for r, s in state.attempts.items() if r > closed} | {number: after},
+            attempts=_live(closed, number, state.attempts) | {number: after},
             requests=_since(closed, {**state.requests, number: request}),
         )
         self._save(kept, number, answer)
-        self._answers = _since(closed, {**self._answers, number: answer})
+        if self._resend:
+            self._answers = _since(closed, {**self._answers, number: answer})
         return answer
 
     def _put(self, after: AttemptState) -> None:
@@ -323,6 +354,14 @@ class ClientSession:
     ) -> None:
         self._journal.save(state, round_number, answer)
         self.state = state  # not before: what the disk could not take has not happened
+
+
+def _live(closed: int, number: int, attempts: dict[int, AttemptState]) -> dict[int, AttemptState]:
+    """Attempts that may still go on beside that of a round: of its neighbours that are not closed.
+
+    So a server cannot make a client collect secrets of many rounds.
+    """
+    return {r: state for r, state in attempts.items() if r > closed and abs(r - number) <= 1}
 
 
 def _since(closed: int, rounds: dict[int, _Kept]) -> dict[int, _Kept]:

@@ -36,6 +36,8 @@ def _frame(content: bytes) -> bytes:
 def _bytes(part: Part) -> bytes:
     if isinstance(part, bytes):
         return part
+    if isinstance(part, bytearray | memoryview):  # else read as a list of numbers
+        raise TypeError("hash bytes, not a buffer")
     if isinstance(part, int):
         return struct.pack("<Q", part)
     return b"".join(struct.pack("<Q", number) for number in part)

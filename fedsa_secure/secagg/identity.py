@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedsa_secure.errors import BadSignature, IdentityError
-from fedsa_secure.files import write_atomic
+from fedsa_secure.files import sync_folder, write_atomic
 
 PUBLIC_KEY_BYTES = 32
 
@@ -62,6 +62,7 @@ class Identity:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        sync_folder(path.absolute().parent)
 
     @classmethod
     def load(cls, path: Path) -> "Identity":

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from fedsa_secure.errors import SecretsLost
-from fedsa_secure.files import write_atomic
+from fedsa_secure.files import sync_folder, write_atomic, writing
 from fedsa_secure.secagg.client import Party
 from fedsa_secure.secagg.client_session import Answer, ClientSession, SessionState
 
@@ -26,11 +26,25 @@ class FileJournal:
 
     Args:
         folder: made if it does not exist.
+
+    Raises:
+        SecretsLost: if another journal has the folder open.
     """
 
     def __init__(self, folder: Path) -> None:
+        import fcntl  # not on every system, and needed for this class alone
+
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+        self._lock = open(folder / "lock", "wb")  # noqa: SIM115 - held as long as the journal
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SecretsLost(
+                f"{folder} is in use by another process of this client; two would mask twice with "
+                "the same keys"
+            ) from None
 
     def save(self, state: SessionState, round_number: int, answer: Answer | None) -> None:
         """Have the state, and an answer of a round, on disk before this returns.
@@ -43,9 +57,10 @@ class FileJournal:
         content = msgspec.msgpack.encode(state)
         write_atomic(self._folder / _STATE, _checksum(content) + content, _PRIVATE)
         needed = {self._answer(state, number) for number in state.requests}
-        for path in self._folder.glob("*answer-*.bin*"):  # with what killed writes have left
-            if path not in needed:
-                path.unlink()
+        with writing(self._folder):
+            for path in self._folder.glob("*answer-*.bin*"):  # with what killed writes have left
+                if path not in needed:
+                    path.unlink()
 
     def restore(self) -> tuple[SessionState | None, dict[int, Answer]]:
         """What was saved last; nothing if nothing was.

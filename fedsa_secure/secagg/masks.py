@@ -36,7 +36,7 @@ def apply_masks(vector: UInt32Array, masks: Sequence[Mask], threads: int | None 
         masks: keys and signs.
         threads: how many share the work; by default one per core that this process may use.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or _cores()
     blocks = -(-len(vector) // BLOCK)
     threads = min(threads, blocks)
     if threads <= 1:
@@ -50,6 +50,11 @@ def apply_masks(vector: UInt32Array, masks: Sequence[Mask], threads: int | None 
         ]
     for part in parts:
         part.result()  # raises what the thread raised: a part without masks must not leave
+
+
+def _cores() -> int:
+    """Cores that this process may use; all of them where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _apply(vector: UInt32Array, masks: Sequence[Mask], start: int) -> None:

@@ -161,7 +161,7 @@ class ServerSession:
             ProtocolError: if the attempt, or the opening, is over; it may be begun again.
         """
         try:
-            return self._close_opening() if self._opening is not None else self._close_phase()
+            return self._close_opening(self._opening) if self._opening else self._close_phase()
         except ProtocolError:
             self.may_retry = self._may_retry()
             self._phase = self._next = self._next_error = None
@@ -169,12 +169,11 @@ class ServerSession:
                 self._opening = CollectingCommits(self._terms)
             raise
 
-    def _close_opening(self) -> Exchange:
-        if isinstance(self._opening, CollectingCommits):
-            self._opening, messages = self._opening.close()
+    def _close_opening(self, opening: CollectingCommits | CollectingNonces) -> Exchange:
+        if isinstance(opening, CollectingCommits):
+            self._opening, messages = opening.close()
             return _exchange(messages)
-        if isinstance(self._opening, CollectingNonces):
-            self.sid, messages = self._opening.close()
+        self.sid, messages = opening.close()
         self._opening = None
         return _exchange(messages)
 

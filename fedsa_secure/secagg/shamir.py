@@ -59,7 +59,7 @@ def _evaluate(coefficients: Sequence[int], point: int) -> bytes:
     return (value % PRIME).to_bytes(SECRET_BYTES, "little")
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=8)
 def _weights_at_zero(holders: tuple[int, ...]) -> tuple[int, ...]:
     """Lagrange's weights; a server needs those of one set of holders for every client."""
     points = [holder + 1 for holder in holders]

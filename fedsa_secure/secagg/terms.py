@@ -4,12 +4,17 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import comb
+from types import MappingProxyType
 
 from fedsa_secure.errors import ConfigError
 from fedsa_secure.secagg.derivation import digest
 
 COMPLETE = 100
 """Largest cohort in which everyone is everyone's neighbour."""
+ROUNDS = 10_000
+"""Most rounds of a run, where nobody says how many it has."""
+OPENINGS = 64
+"""Most sessions that a client opens in one run: each has circles of its own."""
 _PRIVACY, _CORRECTNESS = 2**40, 2**20
 _DROPPED = 0.1
 
@@ -48,8 +53,16 @@ class Thresholds:
         colluders: int | None = None,
         signatures: int | None = None,
         survivors: int | None = None,
+        rounds: int = ROUNDS,
     ) -> "Thresholds":
         """The floors of a cohort; what is None takes its default (docs/protocol.md §2).
+
+        Args:
+            clients: n.
+            colluders: c.
+            signatures: t.
+            survivors: m.
+            rounds: of the run; every round has a sparse graph of its own, and one may fail.
 
         Raises:
             ConfigError: if they would not protect anyone, or can never be reached.
@@ -81,12 +94,12 @@ class Thresholds:
             raise ConfigError(
                 "min_survivors", f"{m}, but it has to lie between {least} and {clients}"
             )
-        k, t_k = sparse_graph(clients, c) or (clients - 1, t)
+        k, t_k = sparse_graph(clients, c, rounds) or (clients - 1, t)
         return cls(clients, c, t, m, k, t_k)
 
 
 @functools.lru_cache(maxsize=64)
-def sparse_graph(clients: int, colluders: int) -> tuple[int, int] | None:
+def sparse_graph(clients: int, colluders: int, rounds: int) -> tuple[int, int] | None:
     """(k, t_k) of the smallest sparse graph that is safe, or None for the complete one.
 
     Source: docs/protocol.md §5, where both conditions are derived.
@@ -95,17 +108,17 @@ def sparse_graph(clients: int, colluders: int) -> tuple[int, int] | None:
         return None
     dropped = int(_DROPPED * clients)
     for k in range(2, clients - 1, 2):
-        t_k = _smallest_private(clients, colluders, k)
+        t_k = _smallest_private(clients, colluders, k, rounds * OPENINGS)
         if t_k <= k + 1 and _is_correct(clients, dropped, k, t_k):
             return k, t_k
     return None
 
 
-def _smallest_private(n: int, colluders: int, k: int) -> int:
+def _smallest_private(n: int, colluders: int, k: int, circles: int) -> int:
     """The smallest t_k for which a window of k/2 places rarely holds t_k − 1 − k/2 colluders."""
     half = k // 2
     ways, tail, corrupt = comb(n, half), 0, half + 1
-    while tail * n * _PRIVACY <= ways:  # holds for windows of at least this many colluders
+    while tail * n * circles * _PRIVACY <= ways:  # windows of at least "corrupt" colluders
         corrupt -= 1
         tail += comb(colluders, corrupt) * comb(n - colluders, half - corrupt)
     return corrupt + 1 + 1 + half
@@ -135,6 +148,7 @@ class Terms:
         roster: Ed25519 public key by client number.
         thresholds: the floors.
         size: values in a vector.
+        rounds: of the run; a client knows no others.
         consistency: whether clients sign the survivors before they reveal (step 4).
         application: hash of whatever else has to be equal, 32 bytes.
     """
@@ -144,9 +158,11 @@ class Terms:
     size: int
     application: bytes
     consistency: bool = True
+    rounds: int = ROUNDS
     hash: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "roster", MappingProxyType(dict(self.roster)))
         roster = [part for client in sorted(self.roster) for part in (client, self.roster[client])]
         floors = self.thresholds
         value = digest(
@@ -159,6 +175,7 @@ class Terms:
             floors.neighbours,
             floors.shares,
             self.size,
+            self.rounds,
             int(self.consistency),
             self.application,
         )

@@ -27,6 +27,10 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     def __repr__(self) -> str:
         return f"{type(self).__name__}(…)"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """For rich, which msgspec would show every field."""
+        return []
+
 
 class _Step(_Message, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a message of an attempt begins with."""
@@ -238,7 +242,7 @@ def decode_server(data: bytes | memoryview, terms: Terms) -> ServerMessage:
 
     Raises: as for ``decode_client``.
     """
-    longest = 512 + 512 * terms.thresholds.clients
+    longest = 512 + 512 * max(terms.thresholds.clients, len(terms.roster))
     if len(data) > longest:
         raise OversizedMessage(f"{len(data)} bytes from the server; at most {longest} are allowed")
     message: ServerMessage = _decode(_from_server, memoryview(data))
