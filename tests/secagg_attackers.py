@@ -180,6 +180,25 @@ def check_refused(
     assert federation.state(client, number) == state
 
 
+def check_refused_and_alive(
+    federation: Federation,
+    client: int,
+    message: bytes,
+    error: type[ProtocolError],
+    honest: bytes,
+    match: str | None = None,
+) -> None:
+    """A client refuses by name what does not belong to the attempt at work, which goes on.
+
+    Args: as for ``check_refused``; ``honest`` is answered.
+    """
+    before = federation.clients[client].state
+    with pytest.raises(error, match=match):
+        federation.tell(client, message)
+    assert federation.clients[client].state == before
+    assert federation.tell(client, honest)
+
+
 def replaced(messages: Iterable[bytes], place: int, message: bytes) -> list[bytes]:
     """A list with one entry changed."""
     return [message if k == place else each for k, each in enumerate(messages)]

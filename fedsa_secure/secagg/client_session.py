@@ -97,11 +97,17 @@ class Journal(Protocol):
     def save(self, state: SessionState, round_number: int, answer: Answer | None) -> None:
         """Have the state, and an answer of a round, on disk before this returns."""
 
+    def close(self) -> None:
+        """Nothing more will be saved."""
+
 
 class _NoJournal:
     """For clients that live and die with their process."""
 
     def save(self, state: SessionState, round_number: int, answer: Answer | None) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
         """Nothing."""
 
 
@@ -154,6 +160,10 @@ class ClientSession:
 
     def __repr__(self) -> str:
         return f"ClientSession({self._party.client}, {self.state!r})"
+
+    def close(self) -> None:
+        """Give the journal free; this object is not used any more."""
+        self._journal.close()
 
     def commit(self) -> bytes:
         """Begin a session: the commitment to a fresh nonce (docs/protocol.md §7).

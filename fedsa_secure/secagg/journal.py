@@ -4,12 +4,14 @@ docs/protocol.md §11. The folder belongs to one client of one run.
 """
 
 import hashlib
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from fedsa_secure.errors import SecretsLost
+from fedsa_secure.errors import ProtocolError, SecretsLost
 from fedsa_secure.files import sync_folder, write_atomic, writing
 from fedsa_secure.secagg.client import Party
 from fedsa_secure.secagg.client_session import Answer, ClientSession, SessionState
@@ -24,6 +26,8 @@ class FileJournal:
 
     An answer is on disk before the state that speaks of it, and both before the answer leaves.
 
+    A folder is open in one journal at a time, until that is closed or its process ends.
+
     Args:
         folder: made if it does not exist.
 
@@ -37,14 +41,19 @@ class FileJournal:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_folder(folder.parent)
-        self._lock = open(folder / "lock", "wb")  # noqa: SIM115 - held as long as the journal
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, _PRIVATE)
+        self._unlock = weakref.finalize(self, os.close, handle)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SecretsLost(
                 f"{folder} is in use by another process of this client; two would mask twice with "
                 "the same keys"
             ) from None
+
+    def close(self) -> None:
+        """Give the folder free for another process of this client."""
+        self._unlock()
 
     def save(self, state: SessionState, round_number: int, answer: Answer | None) -> None:
         """Have the state, and an answer of a round, on disk before this returns.
@@ -53,44 +62,46 @@ class FileJournal:
             CheckpointError: if they cannot be written.
         """
         if answer is not None:
-            write_atomic(self._answer(state, round_number), answer, _PRIVATE)
+            write_atomic(_answer_file(self._folder, state, round_number), answer, _PRIVATE)
         content = msgspec.msgpack.encode(state)
         write_atomic(self._folder / _STATE, _checksum(content) + content, _PRIVATE)
-        needed = {self._answer(state, number) for number in state.requests}
+        needed = {_answer_file(self._folder, state, number) for number in state.requests}
         with writing(self._folder):
             for path in self._folder.glob("*answer-*.bin*"):  # with what killed writes have left
                 if path not in needed:
                     path.unlink()
 
-    def restore(self) -> tuple[SessionState | None, dict[int, Answer]]:
-        """What was saved last; nothing if nothing was.
 
-        Raises:
-            SecretsLost: if the file is damaged. The client cannot know what it has revealed, so it
-                may not go on under these terms.
-        """
-        path = self._folder / _STATE
-        try:
-            stored = path.read_bytes()
-        except FileNotFoundError:
-            return None, {}
-        checksum, content = stored[:_CHECKSUM_BYTES], stored[_CHECKSUM_BYTES:]
-        try:
-            if checksum != _checksum(content):
-                raise msgspec.DecodeError("its checksum is another one")
-            state = msgspec.msgpack.decode(content, type=SessionState)
-        except msgspec.DecodeError as error:
-            raise SecretsLost(
-                f"{path} is damaged ({error}), so this client cannot know what it has revealed; it "
-                "has to leave the run"
-            ) from None
-        found = {number: self._answer(state, number) for number in state.requests}
-        return state, {n: p.read_bytes() for n, p in found.items() if p.exists()}
+def stored_session(folder: Path) -> tuple[SessionState | None, dict[int, Answer]]:
+    """What a client's folder holds, the answers by round; nothing if nothing was saved.
 
-    def _answer(self, state: SessionState, round_number: int) -> Path:
-        """Named after what it answers, so that a crash cannot pair it with an older message."""
-        request = state.requests[round_number].hex()[:16]
-        return self._folder / f"answer-{round_number}-{request}.bin"
+    Raises:
+        SecretsLost: if the file is damaged. The client cannot know what it has revealed, so it may
+            not go on under these terms.
+    """
+    path = folder / _STATE
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        return None, {}
+    checksum, content = stored[:_CHECKSUM_BYTES], stored[_CHECKSUM_BYTES:]
+    try:
+        if checksum != _checksum(content):
+            raise msgspec.DecodeError("its checksum is another one")
+        state = msgspec.msgpack.decode(content, type=SessionState)
+    except msgspec.DecodeError as error:
+        raise SecretsLost(
+            f"{path} is damaged ({error}), so this client cannot know what it has revealed; it has "
+            "to leave the run"
+        ) from None
+    found = {number: _answer_file(folder, state, number) for number in state.requests}
+    return state, {number: path.read_bytes() for number, path in found.items() if path.exists()}
+
+
+def _answer_file(folder: Path, state: SessionState, round_number: int) -> Path:
+    """Named after what it answers, so that a crash cannot pair it with an older message."""
+    request = state.requests[round_number].hex()[:16]
+    return folder / f"answer-{round_number}-{request}.bin"
 
 
 def _checksum(content: bytes) -> bytes:
@@ -107,5 +118,9 @@ def open_session(
     over for it.
     """
     journal = FileJournal(folder)
-    state, answers = journal.restore()
-    return ClientSession(party, cohort_of, journal, state, answers)
+    try:
+        state, answers = stored_session(folder)
+        return ClientSession(party, cohort_of, journal, state, answers)
+    except ProtocolError:
+        journal.close()
+        raise

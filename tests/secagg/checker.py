@@ -356,12 +356,14 @@ class Terms:
     k: int
     t_k: int
     size: int
+    rounds: int
     consistency: bool
     application: bytes
 
     @classmethod
     def read(cls, given: Json) -> "Terms":
-        values = {name: given[name] for name in ("n", "c", "t", "m", "k", "t_k", "size")}
+        names = ("n", "c", "t", "m", "k", "t_k", "size", "rounds")
+        values = {name: given[name] for name in names}
         if type(given["consistency"]) is not bool:
             raise MismatchError("consistency is true or false")
         terms = cls(
@@ -377,7 +379,7 @@ class Terms:
 
     @functools.cached_property
     def hash(self) -> bytes:
-        numbers = (self.n, self.c, self.t, self.m, self.k, self.t_k, self.size)
+        numbers = (self.n, self.c, self.t, self.m, self.k, self.t_k, self.size, self.rounds)
         return h(
             "terms", roster_hash(self.roster), *numbers, int(self.consistency), self.application
         )
@@ -458,10 +460,10 @@ def rebuild(shares: dict[int, bytes], needed: int) -> bytes:
 # --- §2, §5 Thresholds and neighbours -------------------------------------------------------------
 
 
-def thresholds(n: int, c: int | None = None) -> Json:
-    c = max(1, (n - 1) // 3) if c is None else c
+def thresholds(n: int, rounds: int) -> Json:
+    c = max(1, (n - 1) // 3)
     t = (n + c) // 2 + 1
-    k, t_k = sparse(n, c) if n > 100 else (n - 1, t)
+    k, t_k = sparse(n, c, rounds) if n > 100 else (n - 1, t)
     if k == n - 1:
         t_k = t
     return {"n": n, "c": c, "t": t, "m": max(t, c + 2, 3), "k": k, "t_k": t_k}
@@ -477,10 +479,11 @@ def _tail(population: int, marked: int, drawn: int, least: int) -> Fraction:
 
 
 @functools.lru_cache(maxsize=1024)
-def sparse(n: int, c: int) -> tuple[int, int]:
+def sparse(n: int, c: int, rounds: int) -> tuple[int, int]:
+    limit = Fraction(1, 2**40 * rounds * 64)
     for k in range(2, n - 1, 2):
         for t_k in range(k // 2 + 1, k + 2):
-            if n * _tail(n, c, k // 2, t_k - 1 - k // 2) > Fraction(1, 2**40):
+            if n * _tail(n, c, k // 2, t_k - 1 - k // 2) > limit:
                 continue
             # The smallest private t_k is also the most correct one. A survivor holds a share of its
             # own, one that dropped out does not.
@@ -661,7 +664,8 @@ def read_client(data: bytes, terms: Terms) -> tuple[Json, bytes]:
 
 
 def read_server(data: bytes, terms: Terms) -> Json:
-    require(len(data) <= 512 + 512 * terms.n, "OversizedMessage")
+    longest = 512 + 512 * max(terms.n, len(terms.roster))
+    require(len(data) <= longest, "OversizedMessage")
     return read_header(data, range(16, 23))
 
 
@@ -788,7 +792,7 @@ class Client:
         require(message["sid"] == self.sid, "WrongTerms")
         if message["kind"] == "invite":
             number, attempt = message["round"], message["attempt"]
-            require(number >= 1 and attempt < 16, "ReplayedRound")
+            require(1 <= number <= self.terms.rounds and attempt < 16, "ReplayedRound")
             if number == self.step[1]:
                 require(attempt > self.step[2], "ReplayedRound")
             return
@@ -1363,7 +1367,7 @@ def f_stream(given: Json) -> Any:
 
 
 def f_thresholds(given: Json) -> Any:
-    return thresholds(given["n"])
+    return thresholds(given["n"], given.get("rounds", 1))
 
 
 def f_circle(given: Json) -> Any:

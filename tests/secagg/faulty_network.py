@@ -20,7 +20,6 @@ from fedsa_secure import files
 from fedsa_secure.errors import ProtocolError
 from fedsa_secure.secagg import (
     ClientSession,
-    FileJournal,
     Identity,
     Party,
     ServerSession,
@@ -29,6 +28,7 @@ from fedsa_secure.secagg import (
     Update,
     open_session,
 )
+from fedsa_secure.secagg.journal import stored_session
 from fedsa_secure.secagg.wire import MaskedInput, decode_client, decode_server
 
 MODEL = bytes(range(32))
@@ -261,6 +261,7 @@ class Network:
 
     def restart(self, client: int) -> None:
         """The process ends and begins again: what is not on disk is gone."""
+        self.clients[client].close()
         self.clients[client] = self._start(client)
 
     # Opening
@@ -391,7 +392,7 @@ class Network:
     def _check_disks(self) -> None:
         """A client that is up would find itself on its disk as it is."""
         for client in set(self.cohort) - set(self._down):
-            stored, _ = FileJournal(self.folder(client)).restore()
+            stored, _ = stored_session(self.folder(client))
             if stored is not None and stored != self.clients[client].state:
                 raise BrokenLawError(f"client {client} is not as its disk has it")
 

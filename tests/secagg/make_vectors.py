@@ -154,6 +154,7 @@ def terms_json(terms: Terms) -> Json:
         "k": floors.neighbours,
         "t_k": floors.shares,
         "size": terms.size,
+        "rounds": terms.rounds,
         "consistency": terms.consistency,
         "application": terms.application.hex(),
     }
@@ -163,7 +164,7 @@ def read_terms(given: Json) -> Terms:
     floors = Thresholds(*(given[name] for name in ("n", "c", "t", "m", "k", "t_k")))
     roster = {int(client): bytes.fromhex(key) for client, key in given["roster"].items()}
     application = bytes.fromhex(given["application"])
-    return Terms(roster, floors, given["size"], application, given["consistency"])
+    return Terms(roster, floors, given["size"], application, given["consistency"], given["rounds"])
 
 
 # --- A round of the package, message by message ---------------------------------------------------
@@ -442,7 +443,7 @@ def _stream(given: Json) -> list[int]:
 
 
 def _thresholds(given: Json) -> Json:
-    floors = Thresholds.of(given["n"])
+    floors = Thresholds.of(given["n"], rounds=given.get("rounds", 1))
     return {
         "n": floors.clients,
         "c": floors.colluders,
@@ -612,7 +613,7 @@ def a(*label: object) -> str:
 def _some_terms(**changes: Any) -> Json:
     roster = {str(k): identity("derivation", k).public_key.hex() for k in (0, 1, 5, 300)}
     floors = {"n": 4, "c": 1, "t": 3, "m": 3, "k": 3, "t_k": 3}
-    rest = {"size": 8, "consistency": True, "application": a("application")}
+    rest = {"size": 8, "rounds": 30, "consistency": True, "application": a("application")}
     return {"roster": roster, **floors, **rest, **changes}
 
 
@@ -720,8 +721,14 @@ def graphs() -> Json:
     return functions(
         "Thresholds of sections 2 and 5, the circle, and neighbours on it.",
         [
-            *((f"defaults of {n} clients", "thresholds", {"n": n})
-              for n in (3, 4, 5, 10, 100, 101, 137, 250)),
+            *((f"defaults of {n} clients", "thresholds", {"n": n}) for n in (3, 4, 5, 10, 100)),
+            *((f"defaults of {n} clients, one round", "thresholds", {"n": n, "rounds": 1})
+              for n in (101, 137, 250)),
+            (
+                "defaults of 250 clients and more rounds",
+                "thresholds",
+                {"n": 250, "rounds": 10_000},
+            ),
             ("a circle of 12", "circle", {"cohort": small, "graph_seed": seed}),
             (
                 "a circle of 130",
@@ -1182,6 +1189,9 @@ def refused_setups(f: Forge) -> None:
     at = ("client 0", "invite")
     f.add("an invitation of another session", *at, "WrongTerms", invite(other, number, attempt))
     f.add("an invitation to round 0", *at, "ReplayedRound", invite(sid, 0, attempt))
+    last = f.terms.rounds
+    f.add("an invitation to a round after the last", *at, "ReplayedRound", invite(
+          sid, last + 1, attempt))
     f.add("an invitation to attempt 16", *at, "ReplayedRound", invite(sid, number, 16))
     f.add("an earlier attempt after a later one", *at, "ReplayedRound", extra=_repeated("invite",
           encode_server(Invite(sid, number, 0)), 0))

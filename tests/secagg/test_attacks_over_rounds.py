@@ -11,9 +11,11 @@ from fedsa_secure.errors import (
     BadShare,
     BadSignature,
     DuplicateMessage,
+    InvalidSurvivors,
     LateMessage,
     MalformedMessage,
     ModelMismatch,
+    OutOfOrder,
     OversizedMessage,
     ProtocolError,
     ReplayedRound,
@@ -31,7 +33,7 @@ from fedsa_secure.secagg import client as steps
 from fedsa_secure.secagg import server as server_steps
 from fedsa_secure.secagg import terms as terms_module
 from fedsa_secure.secagg.client import Aborted, HasAgreed, HasRevealed, Party, attempt_context
-from fedsa_secure.secagg.keys import ShareBox, private_key, self_mask_key
+from fedsa_secure.secagg.keys import ShareBox, exchange, private_key, self_mask_key
 from fedsa_secure.secagg.masks import Mask
 from fedsa_secure.secagg.shamir import PRIME, new_secret, share_secret
 from fedsa_secure.secagg.wire import (
@@ -342,7 +344,7 @@ class TestFaultyClients:
         if kind is not Agreements:
             step = federation.state(VICTIM).step
             early = steps.sign(Reveal(*step, VICTIM, [], []), federation.identities[VICTIM])
-            self.check_server_refuses(federation, early, MalformedMessage, "Reveal")
+            self.check_server_refuses(federation, early, OutOfOrder, "Reveal")
         federation.server.receive(answer)
         other = bytearray(answer)
         other[-70] ^= 1  # of a second message of the step not even the signature is checked
@@ -404,9 +406,9 @@ class TestFaultyClients:
 
     def test_a_signature_on_other_survivors(self, federation: Federation) -> None:
         answer = bytes(federation.tell(COLLUDER, federation.until(Survivors)[COLLUDER]))
-        for field in ("survivors", "context"):
+        for field, error in (("survivors", InvalidSurvivors), ("context", ModelMismatch)):
             raw = federation.resigned(answer, federation.identities[COLLUDER], **{field: bytes(32)})
-            self.check_server_refuses(federation, raw, ModelMismatch, "something else")
+            self.check_server_refuses(federation, raw, error, "client 4 signed")
 
     def test_shares_of_secrets_nobody_asked_for(self, federation: Federation) -> None:
         answer = bytes(federation.tell(COLLUDER, federation.until(Agreements)[COLLUDER]))
@@ -483,9 +485,10 @@ class TestFaultyClients:
         secrets = {k: new_secret() for k in "uv"}
         public = {k: steps.public_key(secret) for k, secret in secrets.items()}
         step = (bytes(32), 1, 1)
-        sealed = ShareBox(private_key(secrets["u"]), public["v"], step, 0, 1).seal(b"s" * 64)
-        key = private_key(secrets["v"])
-        assert ShareBox(key, public["u"], step, 0, 1).open(sealed) == b"s" * 64
+        shared = exchange(private_key(secrets["u"]), public["v"])
+        sealed = ShareBox(shared, step, 0, 1).seal(b"s" * 64)
+        key = exchange(private_key(secrets["v"]), public["u"])
+        assert ShareBox(key, step, 0, 1).open(sealed) == b"s" * 64
         for other in (
             (step, 1, 0),
             (step, 0, 2),
@@ -494,7 +497,7 @@ class TestFaultyClients:
             ((b"x" * 32, 1, 1), 0, 1),
         ):
             with pytest.raises(BadShare, match="does not open"):
-                ShareBox(key, public["u"], *other).open(sealed)
+                ShareBox(key, *other).open(sealed)
 
 
 class TestWhatHasToWork:

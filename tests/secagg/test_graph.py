@@ -14,6 +14,7 @@ from fedsa_secure.secagg.wire import Advertised, Delivery, Shares, decode_client
 
 COHORT = tuple(range(0, 300, 2))  # numbers are not places
 FLOORS = Thresholds.of(len(COHORT))
+ROUNDS = 30
 SIZES = (101, 150, 200, 500, 1000)
 
 
@@ -36,7 +37,8 @@ def test_everybody_draws_the_same_graph_and_every_round_and_session_another() ->
     assert graphs[0] == drawn()
     for one, other in itertools.combinations(graphs, 2):
         shared = np.mean([len(one[k] & other[k]) for k in COHORT])
-        assert shared < 0.75 * FLOORS.neighbours  # k²/(n−1) by chance: two thirds of k
+        by_chance = FLOORS.neighbours**2 / (len(COHORT) - 1)
+        assert abs(shared - by_chance) < 0.04 * by_chance
 
 
 def test_up_to_100_clients_everyone_is_everyones_neighbour() -> None:
@@ -84,13 +86,18 @@ def test_words_that_would_bias_an_index_are_skipped(monkeypatch: pytest.MonkeyPa
 
 
 def privacy(n: int, c: int, k: int, t_k: int) -> float:
-    """Probability that a window of k/2 places holds t_k − 1 − k/2 colluders, times n windows."""
-    return float(n * hypergeom.sf(t_k - 2 - k // 2, n, c, k // 2))
+    """Probability that a window of k/2 places holds t_k − 1 − k/2 colluders, times n windows of
+    64 circles in each of 30 rounds.
+    """
+    return float(n * 64 * ROUNDS * hypergeom.sf(t_k - 2 - k // 2, n, c, k // 2))
 
 
 def correctness(n: int, k: int, t_k: int) -> float:
-    """Probability that a client has fewer than t_k survivors with itself, times n clients."""
-    return float(n * hypergeom.sf(k + 1 - t_k, n - 1, int(0.1 * n), k))
+    """Expected number of clients of whom fewer than t_k holders survive."""
+    dropped = n // 10
+    survivor = hypergeom.sf(k + 1 - t_k, n - 1, dropped, k)
+    lost = hypergeom.sf(k - t_k, n - 1, dropped - 1, k)
+    return float((n - dropped) * survivor + dropped * lost)
 
 
 def smallest_t_k(n: int, c: int, k: int) -> int:
@@ -101,8 +108,8 @@ def smallest_t_k(n: int, c: int, k: int) -> int:
 @pytest.mark.parametrize("n", SIZES)
 def test_the_parameters_meet_both_conditions_and_smaller_ones_do_not(n: int) -> None:
     c = (n - 1) // 3
-    k, t_k = sparse_graph(n, c) or (n - 1, Thresholds.of(n).signatures)
-    floors = Thresholds.of(n)
+    k, t_k = sparse_graph(n, c, ROUNDS) or (n - 1, Thresholds.of(n).signatures)
+    floors = Thresholds.of(n, rounds=ROUNDS)
     assert (floors.neighbours, floors.shares) == (k, t_k)
     if not floors.complete:
         assert k % 2 == 0
@@ -115,7 +122,7 @@ def test_the_parameters_meet_both_conditions_and_smaller_ones_do_not(n: int) -> 
 
 def test_where_no_sparse_graph_is_safe_the_complete_one_is_taken() -> None:
     n, c = 101, 60
-    assert sparse_graph(n, c) is None
+    assert sparse_graph(n, c, ROUNDS) is None
     assert all(
         smallest_t_k(n, c, k) > k + 1 or correctness(n, k, smallest_t_k(n, c, k)) > 2**-20
         for k in range(2, n - 1, 2)
@@ -124,7 +131,7 @@ def test_where_no_sparse_graph_is_safe_the_complete_one_is_taken() -> None:
 
 
 def test_without_colluders_one_more_than_half_is_enough_to_be_connected() -> None:
-    k, t_k = sparse_graph(200, 0)
+    k, t_k = sparse_graph(200, 0, ROUNDS)
     assert t_k == k // 2 + 2
 
 

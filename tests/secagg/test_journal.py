@@ -10,7 +10,7 @@ import pytest
 from faulty_network import MODEL, Fault, Killed, Listed, Network, Place, dying
 
 from fedsa_secure.errors import CheckpointError, ProtocolError, SecretsLost, WrongTerms
-from fedsa_secure.secagg import FileJournal, Party, Terms, Thresholds, Update, journal, open_session
+from fedsa_secure.secagg import Party, Terms, Thresholds, Update, journal, open_session
 from fedsa_secure.secagg.client import (
     Aborted,
     HasAgreed,
@@ -21,6 +21,7 @@ from fedsa_secure.secagg.client import (
     IsMasking,
 )
 from fedsa_secure.secagg.client_session import ClientSession
+from fedsa_secure.secagg.journal import stored_session
 from fedsa_secure.secagg.wire import decode_server
 
 After = Callable[[ClientSession, bytes], None]
@@ -56,7 +57,7 @@ def secrets_of(session: ClientSession, round_number: int) -> list[bytes]:
     if isinstance(state, HasKeys):
         return [state.sealing_key, state.mask_key, state.seed]
     if isinstance(state, HasShared):
-        own = [state.sealing_key, state.mask_key, state.seed]
+        own = [state.mask_key, state.seed, *(peer.secret for peer in state.peers.values())]
         return [*own, state.own_share[:32], state.own_share[32:]]
     if isinstance(state, HasMasked | HasAgreed):
         return [part for both in state.held.values() for part in (both[:32], both[32:])]
@@ -108,6 +109,7 @@ def test_a_damaged_state_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     network.run_round()
     path = network.folder(0) / "state.bin"
     party = Party(network.terms, 0, network.identities[0])
+    network.clients[0].close()
     for content in damaged(path.read_bytes()):
         path.write_bytes(content)
         with pytest.raises(SecretsLost, match="leave the run"):
@@ -118,6 +120,7 @@ def test_a_damaged_state_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 def test_a_state_of_other_terms_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     network = Watched(tmp_path)
     network.run_round()
+    network.clients[0].close()
     files = {path: path.read_bytes() for path in network.folder(0).iterdir()}
     terms = Terms(network.terms.roster, Thresholds.of(4), network.terms.size, b"\1" * 32)
     with pytest.raises(WrongTerms):
@@ -216,7 +219,7 @@ def test_stale_answers_are_removed(tmp_path: Path) -> None:
 def check_pairs(network: Network, exchange: int, point: int) -> None:
     """What is restored as the answer to a message was made for it, after a crash at a point."""
     network.run_round(Listed({Place(1, 0, exchange, 0, False, 0): Fault("kill", point + 20)}))
-    state, answers = FileJournal(network.folder(0)).restore()
+    state, answers = stored_session(network.folder(0))
     assert state is not None
     assert answers
     made = {
@@ -245,9 +248,7 @@ def test_an_answer_named_after_its_round_alone_is_caught(
 ) -> None:
     """The test above can fail."""
     monkeypatch.setattr(
-        FileJournal,
-        "_answer",
-        lambda journal, state, number: journal._folder / f"answer-{number}-.bin",
+        journal, "_answer_file", lambda folder, state, number: folder / f"answer-{number}-.bin"
     )
     with pytest.raises(AssertionError, match="another message's answer"):
         check_pairs(Watched(tmp_path), exchange=5, point=6)

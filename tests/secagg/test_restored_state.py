@@ -15,6 +15,7 @@ def test_a_client_that_restarts_after_every_message_is_no_different(tmp_path: Pa
     party = Party(federation.terms, 0, federation.identities[0])
 
     def restart() -> None:
+        federation.clients[0].close()
         federation.clients[0] = open_session(party, lambda _: federation.cohort, tmp_path / "0")
 
     restart()
@@ -40,6 +41,7 @@ def test_a_damaged_state_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "state.bin"
     damaged = path.read_bytes()[:-5]
     path.write_bytes(damaged)
+    federation.clients[0].close()
     with pytest.raises(SecretsLost, match="damaged"):
         open_session(party, lambda _: federation.cohort, tmp_path)
     assert path.read_bytes() == damaged
