@@ -17,7 +17,7 @@ from fedsa_secure.secagg import (
     Thresholds,
     Update,
 )
-from fedsa_secure.secagg.client import Aborted
+from fedsa_secure.secagg.states import Aborted
 from fedsa_secure.secagg.wire import (
     ServerMessage,
     decode_client,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedsa_secure.csprng import Keystream
 from fedsa_secure.secagg import client as steps
 from fedsa_secure.secagg import graph, identity, shamir
-from fedsa_secure.secagg.client import Fill, HasMasked, Party
+from fedsa_secure.secagg.client import Fill
 from fedsa_secure.secagg.fixed_point import FixedPoint
 from fedsa_secure.secagg.identity import Identity
 from fedsa_secure.secagg.keys import ShareBox, exchange, private_key
@@ -27,6 +27,7 @@ from fedsa_secure.secagg.server import (
     CollectingVectors,
 )
 from fedsa_secure.secagg.shamir import new_secret
+from fedsa_secure.secagg.states import HasAgreed, HasKeys, HasMasked, HasShared, IsReady, Party
 from fedsa_secure.secagg.terms import Terms, Thresholds
 from fedsa_secure.secagg.wire import (
     Advertise,
@@ -67,7 +68,7 @@ class Cohort:
         """A client, as the steps want it."""
         return Party(self.terms, client, self._identities[client])
 
-    def advertise(self, client: int) -> tuple[steps.HasKeys, bytes]:
+    def advertise(self, client: int) -> tuple[HasKeys, bytes]:
         """Step 1 of a client."""
         return steps.advertise(self.party(client), Invite(*self.attempt.step), self.attempt.cohort)
 
@@ -139,12 +140,12 @@ class OneClient:
         self.upload = sum(len(answer) for answer in answers)
         """Bytes that it sends in a round."""
 
-    def advertise(self) -> tuple[steps.HasKeys, bytes]:
+    def advertise(self) -> tuple[HasKeys, bytes]:
         """Step 1."""
         invite = _read(self._invite, self._party, Invite)
         return steps.advertise(self._party, invite, self._cohort.attempt.cohort)
 
-    def share(self) -> tuple[steps.HasShared, bytes]:
+    def share(self) -> tuple[HasShared, bytes]:
         """Step 2."""
         message = _read(self._advertised, self._party, Advertised)
         return steps.share(self._party, self._has_keys, message)
@@ -159,11 +160,11 @@ class OneClient:
         """The masks of step 3."""
         return self._deliver().masks
 
-    def _deliver(self) -> steps.IsReady:
+    def _deliver(self) -> IsReady:
         message = _read(self._delivery, self._party, Delivery)
         return steps.deliver(self._party, self._has_shared, message, MODEL)
 
-    def agree(self) -> tuple[steps.HasAgreed, bytes]:
+    def agree(self) -> tuple[HasAgreed, bytes]:
         """Step 4."""
         message = _read(self._survivors, self._party, Survivors)
         return steps.agree(self._party, self._has_masked, message)
@@ -209,7 +210,7 @@ class WholeRound:
         reveals = {}
         for client in survivors:
             state, party = self.masked[client], self.cohort.party(client)
-            agreed = steps.HasAgreed(
+            agreed = HasAgreed(
                 *state.step,
                 near=state.near,
                 members=state.members,

@@ -21,18 +21,19 @@ from fedsa_secure.errors import (
     WrongTerms,
 )
 from fedsa_secure.secagg import client as steps
-from fedsa_secure.secagg.client import (
+from fedsa_secure.secagg.client import Fill
+from fedsa_secure.secagg.opening import check_opening, nonce_commitment, session_id
+from fedsa_secure.secagg.states import (
     Aborted,
     AttemptState,
-    Fill,
     HasAgreed,
     HasKeys,
     HasMasked,
+    HasRevealed,
     HasShared,
     IsMasking,
     Party,
 )
-from fedsa_secure.secagg.opening import check_opening, nonce_commitment, session_id
 from fedsa_secure.secagg.terms import OPENINGS
 from fedsa_secure.secagg.wire import (
     Advertised,
@@ -349,8 +350,8 @@ class ClientSession:
         """End the attempt that a refused message names; without one, all of them."""
         for number, state in self.state.attempts.items():
             named = attempt in (None, (number, state.attempt))
-            if named and not isinstance(state, steps.HasRevealed | Aborted):
-                after = Aborted(*state.step, reason=steps.name_of(error))
+            if named and not isinstance(state, HasRevealed | Aborted):
+                after = Aborted(*state.step, reason=type(error).__name__)
                 requests = {r: kept for r, kept in self.state.requests.items() if r != number}
                 attempts = {**self.state.attempts, number: after}
                 self._answers.pop(number, None)

@@ -13,8 +13,8 @@ import msgspec
 
 from fedsa_secure.errors import ProtocolError, SecretsLost
 from fedsa_secure.files import sync_folder, write_atomic, writing
-from fedsa_secure.secagg.client import Party
 from fedsa_secure.secagg.client_session import Answer, ClientSession, SessionState
+from fedsa_secure.secagg.states import Party
 
 _STATE = "state.bin"
 _PRIVATE = 0o600

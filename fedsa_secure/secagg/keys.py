@@ -1,6 +1,7 @@
 """Keys that live for one attempt, and what is derived from them. docs/protocol.md §3."""
 
 import os
+from collections.abc import Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -8,6 +9,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedsa_secure.errors import BadShare, KeySubstitution
 from fedsa_secure.secagg.derivation import digest, kdf
+from fedsa_secure.secagg.terms import Terms
 
 _NONCE_BYTES = 12
 
@@ -93,3 +95,15 @@ class ShareBox:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], self._data)
         except InvalidTag:
             raise BadShare(f"the share from client {self._owner} does not open") from None
+
+
+def attempt_context(
+    terms: Terms, step: tuple[bytes, int, int], model: bytes, members: Sequence[int]
+) -> bytes:
+    """What every mask of an attempt is bound to (docs/protocol.md §3)."""
+    return digest("context", *step, terms.hash, model, members)
+
+
+def seed_commitment(step: tuple[bytes, int, int], client: int, seed: bytes) -> bytes:
+    """What a client advertises of its seed, so that a rebuilt one can be checked."""
+    return digest("seed", *step, client, seed)

@@ -10,7 +10,7 @@ from fedsa_secure.errors import (
     WrongOpening,
     WrongTerms,
 )
-from fedsa_secure.secagg.client import public_key_of
+from fedsa_secure.secagg.checks import public_key_of
 from fedsa_secure.secagg.derivation import digest
 from fedsa_secure.secagg.terms import Terms
 from fedsa_secure.secagg.wire import (

@@ -17,21 +17,21 @@ from fedsa_secure.errors import (
     InvalidSurvivors,
     MalformedMessage,
     ModelMismatch,
-    TooFewClients,
     TooFewSignatures,
     UnknownClient,
     WrongRebuiltKey,
     WrongTerms,
 )
-from fedsa_secure.secagg.client import (
-    attempt_context,
-    checked_advertise,
-    public_key_of,
-    seed_commitment,
-)
+from fedsa_secure.secagg.checks import checked_advertise, public_key_of, require
 from fedsa_secure.secagg.derivation import digest
 from fedsa_secure.secagg.graph import neighbours
-from fedsa_secure.secagg.keys import pairwise_mask_key, private_key, self_mask_key
+from fedsa_secure.secagg.keys import (
+    attempt_context,
+    pairwise_mask_key,
+    private_key,
+    seed_commitment,
+    self_mask_key,
+)
 from fedsa_secure.secagg.masks import Mask, UInt32Array, apply_masks
 from fedsa_secure.secagg.shamir import rebuild_secret
 from fedsa_secure.secagg.terms import Terms
@@ -111,7 +111,7 @@ class CollectingKeys:
     def close(self) -> tuple["CollectingShares", Messages]:
         """Show everyone the keys of its neighbours (step 2)."""
         attempt, answered = self.attempt, sorted(self.advertises)
-        _require(len(answered), attempt.terms.thresholds.survivors, "clients sent keys")
+        require(len(answered), attempt.terms.thresholds.survivors, "clients sent keys")
         messages = {}
         for client in answered:
             near = sorted(attempt.near(client).intersection(answered))
@@ -147,7 +147,7 @@ class CollectingShares:
             model: hash of the public values of the round.
         """
         attempt, members = self.attempt, tuple(sorted(self.sealed))
-        _require(len(members), attempt.terms.thresholds.survivors, "clients shared their keys")
+        require(len(members), attempt.terms.thresholds.survivors, "clients shared their keys")
         messages = {}
         for client in members:
             near = sorted(attempt.near(client).intersection(members) - {client})
@@ -186,7 +186,7 @@ class CollectingVectors:
         """Fix the survivors (step 4)."""
         attempt, survivors = self.attempt, sorted(self.arrived)
         dropped = [client for client in self.members if client not in self.arrived]
-        _require(len(survivors), attempt.terms.thresholds.survivors, "vectors arrived")
+        require(len(survivors), attempt.terms.thresholds.survivors, "vectors arrived")
         message = encode_server(Survivors(*attempt.step, survivors, dropped))
         after = CollectingAgreements(
             attempt, self.keys, self.members, self.context, self.total, tuple(survivors)
@@ -303,7 +303,7 @@ class CollectingReveals:
 
     def _rebuild(self, client: int, shares: _SharesByOwner) -> bytes:
         found, needed = shares.get(client, {}), self.attempt.terms.thresholds.shares
-        _require(len(found), needed, f"shares of a secret of client {client} were revealed")
+        require(len(found), needed, f"shares of a secret of client {client} were revealed")
         return rebuild_secret(found, needed)
 
 
@@ -335,11 +335,6 @@ def _check_sender(client: int, allowed: Container[int], seen: Container[int]) ->
         raise UnknownClient(f"client {client} has no place in this step")
     if client in seen:
         raise DuplicateMessage(f"client {client} has sent its message of this step")
-
-
-def _require(found: int, least: int, what: str) -> None:
-    if found < least:
-        raise TooFewClients(f"{found} {what}, and {least} are needed")
 
 
 def _wrong(client: int, what: str) -> str:

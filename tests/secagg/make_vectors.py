@@ -31,16 +31,17 @@ from fedsa_secure.secagg import (
     Thresholds,
     Update,
 )
-from fedsa_secure.secagg.client import attempt_context, seed_commitment
 from fedsa_secure.secagg.derivation import VERSION, digest, info, kdf
 from fedsa_secure.secagg.fixed_point import bits_per_value
 from fedsa_secure.secagg.graph import _circle, neighbours
 from fedsa_secure.secagg.keys import (
     ShareBox,
+    attempt_context,
     exchange,
     pairwise_mask_key,
     private_key,
     public_key,
+    seed_commitment,
     self_mask_key,
 )
 from fedsa_secure.secagg.opening import nonce_commitment, session_id

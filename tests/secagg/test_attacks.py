@@ -25,10 +25,10 @@ from fedsa_secure.errors import (
 )
 from fedsa_secure.secagg import Identity, Party, ServerSession, Thresholds
 from fedsa_secure.secagg import client as steps
-from fedsa_secure.secagg.client import HasAgreed, HasKeys, HasMasked, HasRevealed, HasShared
 from fedsa_secure.secagg.derivation import digest
 from fedsa_secure.secagg.keys import public_key
 from fedsa_secure.secagg.shamir import new_secret
+from fedsa_secure.secagg.states import HasAgreed, HasKeys, HasMasked, HasRevealed, HasShared
 from fedsa_secure.secagg.wire import (
     Advertised,
     Agreements,
@@ -220,7 +220,7 @@ class TestThresholds:
         federation = Federation(5, floors).opened()
         asked = federation.until(Survivors)[VICTIM]
         fewer = federation.changed(asked, survivors=[0, 1, 2, 3], dropped=[4])
-        check_refused(federation, VICTIM, fewer, TooFewClients, asked, "insists on 5")
+        check_refused(federation, VICTIM, fewer, TooFewClients, asked, "and 5 are needed")
 
     def test_fewer_signatures_than_the_threshold(self, federation: Federation) -> None:
         shown = federation.until(Agreements)[VICTIM]

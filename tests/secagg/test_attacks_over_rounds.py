@@ -32,11 +32,19 @@ from fedsa_secure.secagg import FixedPoint, Identity, Thresholds, apply_masks
 from fedsa_secure.secagg import client as steps
 from fedsa_secure.secagg import server as server_steps
 from fedsa_secure.secagg import terms as terms_module
-from fedsa_secure.secagg.client import Aborted, HasAgreed, HasRevealed, Party, attempt_context
-from fedsa_secure.secagg.keys import ShareBox, exchange, private_key, self_mask_key
+from fedsa_secure.secagg.keys import (
+    ShareBox,
+    attempt_context,
+    exchange,
+    private_key,
+    public_key,
+    self_mask_key,
+)
 from fedsa_secure.secagg.masks import Mask
 from fedsa_secure.secagg.shamir import PRIME, new_secret, share_secret
+from fedsa_secure.secagg.states import Aborted, HasAgreed, HasRevealed, Party
 from fedsa_secure.secagg.wire import (
+    Advertise,
     Advertised,
     Agreements,
     Delivery,
@@ -45,6 +53,7 @@ from fedsa_secure.secagg.wire import (
     Survivors,
     decode_client,
     encode_server,
+    sign,
 )
 
 VICTIM, OTHER, COLLUDER = 0, 1, 4
@@ -55,9 +64,9 @@ def federation() -> Federation:
     return Federation(5).opened()
 
 
-def advertised_of(federation: Federation, raw: object) -> steps.Advertise:
+def advertised_of(federation: Federation, raw: object) -> Advertise:
     message = decode_client(raw, federation.terms).message
-    assert isinstance(message, steps.Advertise)
+    assert isinstance(message, Advertise)
     return message
 
 
@@ -343,7 +352,7 @@ class TestFaultyClients:
         self.check_server_refuses(federation, forged, BadSignature)
         if kind is not Agreements:
             step = federation.state(VICTIM).step
-            early = steps.sign(Reveal(*step, VICTIM, [], []), federation.identities[VICTIM])
+            early = sign(Reveal(*step, VICTIM, [], []), federation.identities[VICTIM])
             self.check_server_refuses(federation, early, OutOfOrder, "Reveal")
         federation.server.receive(answer)
         other = bytearray(answer)
@@ -483,7 +492,7 @@ class TestFaultyClients:
 
     def test_a_sealed_share_opens_for_its_holder_and_attempt_only(self) -> None:
         secrets = {k: new_secret() for k in "uv"}
-        public = {k: steps.public_key(secret) for k, secret in secrets.items()}
+        public = {k: public_key(secret) for k, secret in secrets.items()}
         step = (bytes(32), 1, 1)
         shared = exchange(private_key(secrets["u"]), public["v"])
         sealed = ShareBox(shared, step, 0, 1).seal(b"s" * 64)

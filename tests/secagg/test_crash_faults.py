@@ -33,9 +33,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from fedsa_secure.errors import OutOfOrder, TooFewClients
 from fedsa_secure.secagg import ClientSession, server
-from fedsa_secure.secagg.client import AttemptState, HasKeys, IsMasking
 from fedsa_secure.secagg.server import CollectingVectors
 from fedsa_secure.secagg.shamir import new_secret
+from fedsa_secure.secagg.states import AttemptState, HasKeys, IsMasking
 from fedsa_secure.secagg.wire import Invite, Signed, decode_server
 
 

@@ -11,7 +11,9 @@ from faulty_network import MODEL, Fault, Killed, Listed, Network, Place, dying
 
 from fedsa_secure.errors import CheckpointError, ProtocolError, SecretsLost, WrongTerms
 from fedsa_secure.secagg import Party, Terms, Thresholds, Update, journal, open_session
-from fedsa_secure.secagg.client import (
+from fedsa_secure.secagg.client_session import ClientSession
+from fedsa_secure.secagg.journal import stored_session
+from fedsa_secure.secagg.states import (
     Aborted,
     HasAgreed,
     HasKeys,
@@ -20,8 +22,6 @@ from fedsa_secure.secagg.client import (
     HasShared,
     IsMasking,
 )
-from fedsa_secure.secagg.client_session import ClientSession
-from fedsa_secure.secagg.journal import stored_session
 from fedsa_secure.secagg.wire import decode_server
 
 After = Callable[[ClientSession, bytes], None]

@@ -23,7 +23,7 @@ from secagg_attackers import MODEL, Federation
 from fedsa_secure.errors import ProtocolError
 from fedsa_secure.secagg import Mask, Thresholds
 from fedsa_secure.secagg import client as steps
-from fedsa_secure.secagg.client import HasAgreed, HasMasked, HasShared, Party
+from fedsa_secure.secagg.states import HasAgreed, HasMasked, HasShared, IsReady, Party
 from fedsa_secure.secagg.wire import (
     Advertised,
     Agreement,
@@ -386,7 +386,7 @@ def check_violation(attack: Attack, dropped: dict[int, set[int]]) -> None:
 
 def test_without_signatures_a_sum_of_two_of_five_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is told of two that dropped out; of three clients enough others believe it."""
-    monkeypatch.setattr(steps, "_check_agreements", lambda *_: None)
+    monkeypatch.setattr(steps, "check_agreements", lambda *_: None)
     check_violation(Attack(5, 0, ()), {0: {2, 3}, 1: {2, 4}, 2: {3, 4}, 3: {2, 4}, 4: {2, 3}})
 
 
@@ -401,7 +401,7 @@ def test_without_self_masks_a_vector_that_came_late_is_found(
 ) -> None:
     deliver = steps.deliver
 
-    def bare(*arguments: object) -> steps.IsReady:
+    def bare(*arguments: object) -> IsReady:
         ready = deliver(*arguments)
         return msgspec.structs.replace(ready, masks=ready.masks[1:])
 

@@ -19,8 +19,8 @@ from scipy.stats import chi2
 from fedsa_secure.csprng import Keystream
 from fedsa_secure.secagg import ClientSession, keys, masks
 from fedsa_secure.secagg import client as steps
-from fedsa_secure.secagg.client import AttemptState, HasShared, IsMasking, IsReady, Party
 from fedsa_secure.secagg.keys import ShareBox
+from fedsa_secure.secagg.states import AttemptState, HasShared, IsMasking, IsReady, Party
 from fedsa_secure.secagg.wire import Delivery, decode_client
 
 
