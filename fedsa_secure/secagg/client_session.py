@@ -266,7 +266,7 @@ class ClientSession:
 
     def _begin(self, message: Invite) -> tuple[HasKeys, bytes]:
         number, party, state = message.round, self._party, self.state
-        if not 1 <= number <= party.terms.rounds:
+        if number > party.terms.rounds:
             raise ReplayedRound(f"the run has no round {number}; its last is {party.terms.rounds}")
         if any(live > number + 1 for live in state.attempts):
             raise ReplayedRound(f"round {number} came after {max(state.attempts)} was begun")
