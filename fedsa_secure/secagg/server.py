@@ -159,14 +159,34 @@ class CollectingShares:
 
 
 @dataclass(frozen=True)
-class CollectingVectors:
-    """Step 3 is going on. ``total`` grows in place: a phase is good for one continuation."""
+class _WithMembers:
+    """What is fixed from step 3 on, and the sum.
+
+    Args:
+        attempt: at work.
+        keys: that were advertised, by client.
+        members: who shared them, in order.
+        context: what every mask is bound to.
+        total: of the masked vectors so far; it grows in place. [value]
+    """
 
     attempt: Attempt
     keys: Mapping[int, Advertise]
     members: tuple[int, ...]
     context: bytes
     total: UInt32Array = field(repr=False)
+
+    @property
+    def _fixed(
+        self,
+    ) -> tuple[Attempt, Mapping[int, Advertise], tuple[int, ...], bytes, UInt32Array]:
+        return self.attempt, self.keys, self.members, self.context, self.total
+
+
+@dataclass(frozen=True)
+class CollectingVectors(_WithMembers):
+    """Step 3 is going on. A phase is good for one continuation, since the sum grows in place."""
+
     arrived: frozenset[int] = frozenset()
 
     def receive(self, signed: Signed) -> "CollectingVectors":
@@ -188,21 +208,14 @@ class CollectingVectors:
         dropped = [client for client in self.members if client not in self.arrived]
         require(len(survivors), attempt.terms.thresholds.survivors, "vectors arrived")
         message = encode_server(Survivors(*attempt.step, survivors, dropped))
-        after = CollectingAgreements(
-            attempt, self.keys, self.members, self.context, self.total, tuple(survivors)
-        )
+        after = CollectingAgreements(*self._fixed, tuple(survivors))
         return after, dict.fromkeys(survivors, message)
 
 
 @dataclass(frozen=True)
-class CollectingAgreements:
+class CollectingAgreements(_WithMembers):
     """Step 4 is going on."""
 
-    attempt: Attempt
-    keys: Mapping[int, Advertise]
-    members: tuple[int, ...]
-    context: bytes
-    total: UInt32Array = field(repr=False)
     survivors: tuple[int, ...]
     agreements: Mapping[int, bytes] = field(default_factory=dict)
 
@@ -231,20 +244,13 @@ class CollectingAgreements:
 
     def unsigned(self) -> "CollectingReveals":
         """The next phase, for terms that leave the signatures out."""
-        return CollectingReveals(
-            self.attempt, self.keys, self.members, self.context, self.total, self.survivors
-        )
+        return CollectingReveals(*self._fixed, self.survivors)
 
 
 @dataclass(frozen=True)
-class CollectingReveals:
+class CollectingReveals(_WithMembers):
     """Step 5 is going on."""
 
-    attempt: Attempt
-    keys: Mapping[int, Advertise]
-    members: tuple[int, ...]
-    context: bytes
-    total: UInt32Array = field(repr=False)
     survivors: tuple[int, ...]
     reveals: Mapping[int, Reveal] = field(default_factory=dict, repr=False)
 
