@@ -70,10 +70,7 @@ class MaskedVector:
         key = rounding_key(self.seed, contribution.client, round_number)
         coins, n = Keystream(key), self.values
         fraction = contribution.weight / (self.weight_cap or 1)
-        update = contribution.update.numpy()
-        if fraction != 1.0:
-            update = update * fraction
-        clipped = self._grid(bound).encode(update, coins, out[:n])
+        clipped = self._grid(bound).encode(contribution.update.numpy(), coins, out[:n], fraction)
         loss = np.array([min(contribution.loss, LOSS_RANGE)])
         self._grid(LOSS_RANGE).encode(loss, coins, out[n : n + 1])
         out[n + 1] = min(clipped, integer_cap(self.clients))

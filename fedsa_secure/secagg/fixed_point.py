@@ -48,13 +48,21 @@ class FixedPoint:
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "step", step)
 
-    def encode(self, values: NDArray[np.floating], coins: Keystream, out: UInt32Array) -> int:
+    def encode(
+        self,
+        values: NDArray[np.floating],
+        coins: Keystream,
+        out: UInt32Array,
+        factor: float = 1.0,
+    ) -> int:
         """Round values to the grid, up or down at random so that the mean is right.
 
         Args:
             values: finite. [value]
             coins: one word is taken per value.
             out: where the result goes: integers from 0 to 2L. [value]
+            factor: what every value is multiplied by first, in double precision: a product of
+                single precision would be off by more than a step.
 
         Returns:
             How many values lay beyond the grid and were clipped.
@@ -65,13 +73,19 @@ class FixedPoint:
         block, clipped = Block(), 0
         for first in range(0, len(values), BLOCK):
             part = slice(first, first + BLOCK)
-            clipped += self._encode(values[part], coins, block, out[part])
+            clipped += self._encode(values[part], coins, block, out[part], factor)
         return clipped
 
     def _encode(
-        self, values: NDArray[np.floating], coins: Keystream, block: Block, out: UInt32Array
+        self,
+        values: NDArray[np.floating],
+        coins: Keystream,
+        block: Block,
+        out: UInt32Array,
+        factor: float,
     ) -> int:
         scaled = values.astype(np.float64)
+        scaled *= factor
         if not np.isfinite(scaled).all():
             raise ValueError("a value to be encoded is not finite")
         scaled /= self.step

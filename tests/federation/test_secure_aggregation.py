@@ -115,6 +115,21 @@ def test_weights_by_samples_are_those_of_the_clear(four: Any) -> None:
         assert not torch.allclose(uniform.shared[name], tensor, rtol=0, atol=1e-5)
 
 
+def test_a_weighted_mean_is_within_its_step_of_the_plain_one() -> None:
+    """Weights that are no powers of two below the cap: their products must not round off a step."""
+    vector, weights = MaskedVector(values=5000, clients=3, seed=0, weight_cap=30), (29, 17, 23)
+    stream = torch.Generator().manual_seed(0)
+    updates = [2 * torch.rand(5000, generator=stream) - 1 for _ in weights]
+    total = np.zeros(vector.size, dtype=np.uint32)
+    for number, (update, weight) in enumerate(zip(updates, weights, strict=True)):
+        encoded = np.empty(vector.size, dtype=np.uint32)
+        vector.write(Contribution(number, update, 1.0, weight), 1, 1.0, encoded)
+        total += encoded
+    plain = sum(u.double() * w for u, w in zip(updates, weights, strict=True)) / sum(weights)
+    found = vector.open(total, 3, 1.0).mean
+    assert float((found - plain).abs().max()) <= FixedPoint(3, 1.0).step * 30 / (sum(weights) / 3)
+
+
 def test_the_server_gets_nothing_of_one_client(four: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that it receives in a run is searched for plain values of every client."""
     received: list[bytes] = []
