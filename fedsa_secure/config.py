@@ -25,12 +25,14 @@ def _rate_or_names(value: Any) -> Any:
     try:
         return float(value)
     except (TypeError, ValueError):
-        return _names(value)
+        names = _names(value)
+    if not (isinstance(names, list | tuple) and names and all(isinstance(n, str) for n in names)):
+        raise ValueError("give a rate, 0 for none, or ROUND:CLIENT:STEP,…")
+    return tuple(names)
 
 
 Dropouts = Annotated[
-    Annotated[float, Field(ge=0, lt=1)] | Annotated[tuple[str, ...], Field(min_length=1)],
-    BeforeValidator(_rate_or_names),
+    Annotated[float, Field(ge=0, lt=1)] | tuple[str, ...], BeforeValidator(_rate_or_names)
 ]
 Passes = Annotated[int, Field(ge=1)] | Literal["auto"]
 AdapterKind = Literal["lora", "rslora", "vera"]
@@ -197,6 +199,7 @@ class TrainConfig(BaseModel):
     update_range: float | None = Field(
         None,
         ge=1e-30,
+        le=1e30,
         description="largest change of a shared value in a round; larger ones are clipped "
         "[default: what the optimizer cannot exceed]",
     )

@@ -6,6 +6,7 @@ from enum import IntEnum
 
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.errors import ConfigError, did_you_mean
+from fedsa_secure.federation.server import select_clients
 from fedsa_secure.streams import numpy_stream
 
 
@@ -48,12 +49,22 @@ class Dropouts:
             clients: how many there are.
 
         Raises:
-            ConfigError: if an entry cannot be understood.
+            ConfigError: if an entry cannot be understood, or cannot happen.
         """
         asked = config.dropouts
         if isinstance(asked, float):
             return cls(asked, {}, config.seed)
-        return cls(0.0, dict(_entry(text, config.rounds, clients) for text in asked), config.seed)
+        schedule: dict[tuple[int, int], Step] = {}
+        for text in asked:
+            place, step = _entry(text, config, clients)
+            if place in schedule:
+                raise ConfigError(
+                    "dropouts",
+                    f"client {place[1]} fails twice in round {place[0]}",
+                    "give the earlier of the two steps",
+                )
+            schedule[place] = step
+        return cls(0.0, schedule, config.seed)
 
     @property
     def possible(self) -> bool:
@@ -78,8 +89,8 @@ class Dropouts:
         return Step(int(stream.integers(1, len(Step) + 1)))
 
 
-def _entry(text: str, rounds: int, clients: int) -> tuple[tuple[int, int], Step]:
-    parts = text.split(":")
+def _entry(text: str, config: TrainConfig, clients: int) -> tuple[tuple[int, int], Step]:
+    parts = [part.strip() for part in text.split(":")]
     try:
         round_number, client, name = int(parts[0]), int(parts[1]), parts[2]
     except (ValueError, IndexError):
@@ -92,8 +103,16 @@ def _entry(text: str, rounds: int, clients: int) -> tuple[tuple[int, int], Step]
         )
     if name not in _STEPS:
         raise ConfigError("dropouts", f"no step {name!r}", did_you_mean(name, _STEPS))
-    if round_number > rounds or client >= clients:
+    if round_number > config.rounds or client >= clients:
         raise ConfigError(
-            "dropouts", f"{text!r} in a run of {rounds} rounds and clients 0 to {clients - 1}"
+            "dropouts",
+            f"{text!r} in a run of {config.rounds} rounds and clients 0 to {clients - 1}",
+        )
+    invited = select_clients(clients, config.participation, config.seed, round_number)
+    if client not in invited:
+        raise ConfigError(
+            "dropouts",
+            f"{text!r}, and client {client} is not invited to round {round_number}",
+            f"invited are {', '.join(map(str, invited[:20]))}{', …' * (len(invited) > 20)}",
         )
     return (round_number, client), _STEPS[name]

@@ -33,7 +33,15 @@ def update_range(
         return config.update_range
     step = largest_step(settings, config.rounds * config.local_steps)
     moved, decayed = sum(rates) * step, sum(rates) * settings.weight_decay
-    if math.isinf(step) or decayed >= 1:
+    if decayed >= 1:
+        raise ConfigError(
+            "update_range",
+            f"weight_decay={settings.weight_decay:g} times the learning rates of a round is "
+            f"{decayed:.3g}, and the bound on an update needs it below 1",
+            "take a smaller weight_decay, or give update_range, the largest change of a value in "
+            "a round",
+        )
+    if math.isinf(step):
         raise ConfigError(
             "update_range",
             "nothing bounds the updates of this optimizer",

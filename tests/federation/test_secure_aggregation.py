@@ -327,6 +327,20 @@ def test_methods_that_share_nothing_need_no_protocol(federation: MakeFederation)
         ({"clients": 9, "dropouts": ("1:1:mask",)}, "dropouts: no step 'mask'.*masked_input"),
         ({"clients": 9, "dropouts": ("1:9:unmask",)}, "dropouts: '1:9:unmask' in a run of"),
         ({"clients": 9, "dropouts": ("0:1:unmask",)}, "dropouts"),
+        ({"clients": 9, "dropouts": ""}, "dropouts: give a rate, 0 for none"),
+        ({"clients": 9, "dropouts": "none"}, "dropouts: give a rate, 0 for none"),
+        ({"clients": 9, "dropouts": [0.1]}, "dropouts: give a rate, 0 for none"),
+        ({"clients": 9, "dropouts": "1:2:unmask, 1:2:consistency"}, "client 2 fails twice"),
+        (
+            {
+                "clients": 9,
+                "participation": 0.4,
+                "dropouts": tuple(f"1:{c}:unmask" for c in range(9)),
+            },
+            "dropouts: .* is not invited to round 1; invited are",
+        ),
+        ({"clients": 9, "update_range": float("inf")}, "update_range: input should be less"),
+        ({"clients": 9, "weight_decay": 200.0}, "update_range: weight_decay=200 times"),
         (
             {"clients": 5000, "weighting": "samples", "weight_cap": 2**20},
             "weight_cap: 5000 weights of 1048576 do not fit",
