@@ -239,7 +239,10 @@ class SecureAggregation:
         # Keys of the next round that travel with this one are its first attempt.
         attempt = going.attempts if decoded.round == going.number else 1
         at = self._dropouts.step(decoded.round, attempt, client)
-        return at is None or _STEPS[type(decoded)] < at
+        step = _STEPS[type(decoded)]
+        if step is Step.CONSISTENCY and not self._terms.consistency:
+            step = Step.UNMASK  # what answers it then (docs/protocol.md §8)
+        return at is None or step < at
 
     def _outcome(self, going: "_Round", survivors: tuple[int, ...]) -> Outcome:
         total = self.server.total

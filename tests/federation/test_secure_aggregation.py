@@ -214,6 +214,16 @@ def test_a_dropout_is_in_the_sum_if_its_vector_is(four: Any, step: str, survives
     assert all(value is not None for value in loss)
 
 
+@pytest.mark.parametrize("step", ["consistency", "unmask"])
+def test_without_signatures_both_last_steps_are_the_reveal(
+    federation: MakeFederation, step: str
+) -> None:
+    made = federation((20, 20, 20), rounds=1, threat="honest-but-curious")
+    record = made.simulate(step, dropouts=f"1:0:{step}").records[0]
+    assert record.loss is None
+    assert record.aborts[0].startswith("TooFewClients: 2 shares of a secret of client 0")
+
+
 def test_a_dropout_before_the_vector_does_not_train(four: Any) -> None:
     whole = four.simulate("nobody drops", rounds=1)
     partial = four.simulate("one drops", rounds=1, dropouts=("1:1:masked_input",))
