@@ -10,10 +10,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedsa_secure.errors import BadSignature, IdentityError
+from fedsa_secure.errors import BadSignature, CheckpointError, IdentityError
 from fedsa_secure.files import sync_folder, write_atomic
 
 PUBLIC_KEY_BYTES = 32
+_NUMBERS = 2**32  # messages hold no larger ones
 
 
 class Identity:
@@ -132,7 +133,8 @@ def register(path: Path, client: int, public_key: str) -> dict[int, bytes]:
         public_key: in hex, as ``keys show`` prints it.
 
     Raises:
-        IdentityError: if the number is taken, or the key is none or on the roster already.
+        IdentityError: if the number is taken or none, the key is none or on the roster already, or
+            the file cannot be written.
     """
     roster = load_roster(path) if path.exists() else {}
     try:
@@ -144,15 +146,19 @@ def register(path: Path, client: int, public_key: str) -> dict[int, bytes]:
     roster[client] = key
     _check_roster(path, roster)
     content = {"clients": {str(k): roster[k].hex() for k in sorted(roster)}}
-    write_atomic(path, json.dumps(content, indent=1).encode() + b"\n")
+    try:
+        write_atomic(path, json.dumps(content, indent=1).encode() + b"\n")
+    except CheckpointError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise IdentityError(f"cannot write the roster {path}: {reason}") from None
     return roster
 
 
 def _check_roster(path: Path, roster: dict[int, bytes]) -> None:
     for client, key in roster.items():
-        if client < 0 or len(key) != PUBLIC_KEY_BYTES:
+        if not 0 <= client < _NUMBERS or len(key) != PUBLIC_KEY_BYTES:
             raise IdentityError(
-                f"client {client} of {path}: a number from 0 and a public key of "
+                f"client {client} of {path}: a number from 0, below 2³², and a public key of "
                 f"{2 * PUBLIC_KEY_BYTES} hexadecimal digits are needed"
             )
     if len(set(roster.values())) < len(roster):

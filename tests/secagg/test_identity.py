@@ -106,10 +106,13 @@ def test_what_cannot_be_registered_leaves_the_roster_alone(tmp_path: Path) -> No
         (1, "no hex", "64 hexadecimal digits"),
         (1, key[:-2], "64 hexadecimal digits"),
         (-1, Identity.new().public_key.hex(), "a number from 0"),
+        (2**32, Identity.new().public_key.hex(), "a number from 0"),  # no message holds it
     ):
         with pytest.raises(IdentityError, match=match):
             register(path, client, public_key)
         assert path.read_bytes() == before
+    with pytest.raises(IdentityError, match=r"cannot write the roster .*: No such file"):
+        register(tmp_path / "nowhere" / "roster.json", 0, key)
 
 
 @pytest.mark.parametrize(
