@@ -1,5 +1,7 @@
 """Rule 6: fixed point neither overflows nor leans to a side, and says what it clipped."""
 
+import hmac
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsa_secure.csprng import BLOCK, Keystream
-from fedsa_secure.secagg import FixedPoint, integer_cap
+from fedsa_secure.secagg import FixedPoint, integer_cap, rounding_key
 from fedsa_secure.secagg.fixed_point import bits_per_value
 
 
@@ -145,3 +147,17 @@ def test_rounding_is_that_of_the_protocol_page() -> None:
         floor = math.floor(scaled)
         expected.append(grid.levels + floor + (coin < (scaled - floor) * 2**32))
     assert encoded(grid, values)[0].tolist() == expected
+
+
+def test_every_client_and_every_round_has_coins_of_its_own() -> None:
+    """Equal coins would make errors of rounding add up over clients."""
+    keys = {rounding_key(*given) for given in itertools.product((0, 1), (0, 1, 2), (1, 2, 3))}
+    assert len(keys) == 18
+    framed = [
+        b"fedsa-secagg/1 rounding coins",
+        (7).to_bytes(8, "little"),
+        (3).to_bytes(8, "little"),
+    ]
+    info = b"".join(len(part).to_bytes(8, "little") + part for part in framed)
+    first = hmac.digest(bytes(32), (5).to_bytes(8, "little"), "sha256")
+    assert rounding_key(5, 7, 3) == hmac.digest(first, info + b"\x01", "sha256")
