@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -130,7 +131,11 @@ def _bench_secagg(
     try:
         sizes = [int(size) for size in clients.split(",")]
     except ValueError:
-        raise ConfigError("clients", f"{clients!r} is no list of numbers", "3,10,100") from None
+        raise ConfigError(
+            "clients", f"{clients!r} is no list of numbers", "write such as 3,10,100"
+        ) from None
+    if json is not None and (json.is_dir() or not os.access(json.absolute().parent, os.W_OK)):
+        raise ConfigError("json", f"cannot write {json}", "give a file in a folder that is there")
     with _console.status("") as status:
         rows = bench_secagg(sizes, values, large, status.update)
     _console.print(_bench_table(rows))
@@ -315,7 +320,7 @@ def _rounds(run: Any, seconds: float | None) -> list[str]:
     lines = [
         f"last round {last.round}: {_round_scores(last)}; best round {best.round}: "
         f"{_round_scores(best)} (chosen on the test rows themselves, so optimistic)",
-        f"each client sends {last.uplink_bytes:,} bytes a round, {_seen_by_server(run.config)}",
+        f"each client sends {last.uplink_bytes:,} bytes a round{_seen_by_server(run)}",
     ]
     lost = [record.round for record in run.history if record.loss is None]
     aborts = [abort for record in run.history for abort in record.aborts]
@@ -326,8 +331,11 @@ def _rounds(run: Any, seconds: float | None) -> list[str]:
     return lines
 
 
-def _seen_by_server(config: TrainConfig) -> str:
-    return "masked: the server sees sums only" if config.secure_aggregation else "in the clear"
+def _seen_by_server(run: Any) -> str:
+    if not run.history[-1].uplink_bytes:
+        return ""
+    secure = run.config.secure_aggregation
+    return ", masked: the server sees sums only" if secure else ", in the clear"
 
 
 def _round_scores(record: Any) -> str:

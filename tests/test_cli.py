@@ -326,6 +326,8 @@ def test_failures_on_the_command_line(
     assert call("resume", "run").status == 0
     clear = ("--secure-aggregation", "false", "--output-dir", "clear")
     assert "bytes a round, in the clear" in call("train", *folders, *clear).out
+    alone = call("train", *folders, "--method", "local", "--output-dir", "alone").out
+    assert "each client sends 0 bytes a round\n" in alone
 
 
 def test_two_clients_are_refused(

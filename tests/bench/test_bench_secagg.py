@@ -95,6 +95,13 @@ def test_impossible_sizes_are_refused(option: str, given: str) -> None:
     assert isinstance(done.exception, ConfigError)
 
 
+def test_a_place_for_the_rows_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nowhere" / "rows.json"):
+        done = CliRunner().invoke(_app, [*SMALL, "--json", str(place)])
+        assert isinstance(done.exception, ConfigError)
+        assert "client: masking step" not in done.output
+
+
 def test_the_measured_round_gives_the_sum() -> None:
     """Every client sends the same vector, so the sum's mean is that vector, up to one step."""
     cohort, vector = Cohort(5, 1000), sample_vector(1000)
