@@ -12,6 +12,7 @@ import torch
 from fedsa_secure import ConfigError
 from fedsa_secure.federation import secure_aggregation
 from fedsa_secure.federation.aggregation import Contribution, Outcome
+from fedsa_secure.federation.dropouts import Dropouts, Step
 from fedsa_secure.federation.masked_vector import LOSS_RANGE, MaskedVector
 from fedsa_secure.federation.run_folder import RunFolder
 from fedsa_secure.federation.secure_aggregation import SecureAggregation, check_options
@@ -110,6 +111,10 @@ def test_weights_by_samples_are_those_of_the_clear(four: Any) -> None:
     secure = four.simulate("weights secure", **options)
     clear = four.simulate("weights clear", secure_aggregation=False, **options)
     uniform = four.simulate("uniform", rounds=1)
+    rows = [len(shard.train) for shard in four.data.shards]
+    assert min(rows) < 30 < max(rows)
+    sent = list(clear._train(range(4), 1))
+    assert [each.weight for each in sent] == [min(count, 30) for count in rows]
     for name, tensor in clear.shared.items():
         torch.testing.assert_close(secure.shared[name], tensor, rtol=0, atol=1e-6)
         assert not torch.allclose(uniform.shared[name], tensor, rtol=0, atol=1e-5)
@@ -316,6 +321,14 @@ def test_values_beyond_the_range_are_counted_and_warned_of(
         assert float(moved) <= 1e-4 * 2  # the grid ends at the next power of two
 
 
+def test_the_number_of_clipped_values_cannot_wrap() -> None:
+    """With very many clients a place of the vector holds little."""
+    vector = MaskedVector(values=5000, clients=2**20, seed=0)
+    encoded = np.empty(vector.size, dtype=np.uint32)
+    vector.write(Contribution(0, torch.full((5000,), 9.0), 1.0), 1, 1.0, encoded)
+    assert int(encoded[-1]) == 2**12 - 1 < 5000
+
+
 def test_methods_that_share_nothing_need_no_protocol(federation: MakeFederation) -> None:
     run = federation((12, 12), method="local", rounds=1).simulate("local")
     assert run.records[0].uplink_bytes == 0
@@ -362,6 +375,22 @@ def test_impossible_options_are_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         check_options(four.config.replace(partition="iid", **options), find_method("fedsa"))
+
+
+def test_failures_are_drawn_for_every_round_attempt_and_client() -> None:
+    drawn = Dropouts(0.5, {}, seed=0)
+    places = [(1, 1), (1, 2), (2, 1)]
+    found = {at: tuple(drawn.step(*at, client) for client in range(400)) for at in places}
+    assert len(set(found.values())) == 3
+    for steps in found.values():
+        assert set(steps) == {None, *Step}  # the last one is missed with probability 10⁻¹⁹
+        assert 150 < steps.count(None) < 250
+
+
+def test_a_schedule_is_for_the_first_attempt() -> None:
+    planned = Dropouts(0.0, {(2, 1): Step.UNMASK}, seed=0)
+    asked = [(2, 1, 1), (2, 2, 1), (1, 1, 1), (2, 1, 0)]
+    assert [planned.step(*at) for at in asked] == [Step.UNMASK, None, None, None]
 
 
 def test_nobody_drops_out_of_a_method_that_sends_nothing(four: Any) -> None:

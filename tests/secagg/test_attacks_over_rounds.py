@@ -243,6 +243,19 @@ class TestOneUnmasking:
         message = federation.changed(asked, survivors=left, dropped=gone)
         check_refused(federation, VICTIM, message, TooFewClients, asked, "in the neighbourhood")
 
+    def test_too_few_members_in_a_sparse_neighbourhood(self) -> None:
+        """Enough clients are members, and too few of those near to the victim."""
+        sparse = Thresholds(9, colluders=1, signatures=6, survivors=6, neighbours=4, shares=4)
+        federation = Federation(9, sparse).opened()
+        asked = federation.until(Delivery)[VICTIM]
+        gone = sorted(federation.state(VICTIM).near - {VICTIM})[:2]
+        message = federation.changed(
+            asked,
+            members=[client for client in range(9) if client not in gone],
+            sealed=[pair for pair in federation.read(asked).sealed if pair[0] not in gone],
+        )
+        check_refused(federation, VICTIM, message, TooFewClients, asked, "in the neighbourhood")
+
     def test_a_client_that_crashed_while_it_masked_has_nothing_to_say(
         self, federation: Federation
     ) -> None:

@@ -133,6 +133,15 @@ def test_a_value_a_hair_below_zero_is_not_pushed_down_a_step() -> None:
     assert grid.decode(encoded(grid, np.full(1000, -1e-300))[0], 1).tolist() == [0.0] * 1000
 
 
+def test_the_grid_ends_at_its_last_step() -> None:
+    """Half a step beyond it a value is clipped already, and counted."""
+    grid = FixedPoint(3, 1.0)
+    beyond = (grid.levels + 0.5) * grid.step
+    vector, clipped = encoded(grid, np.array([beyond, -beyond] * 50))
+    assert clipped == 100
+    assert vector.tolist() == [2 * grid.levels, 0] * 50
+
+
 def test_rounding_is_that_of_the_protocol_page() -> None:
     """L + ⌊x/s⌋ + [coin < frac(x/s)·2³²], in Python's integers."""
     from fractions import Fraction
