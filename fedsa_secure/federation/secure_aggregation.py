@@ -121,11 +121,8 @@ class SecureAggregation:
         update_range: Callable[[int, NamedTensors], float],
     ) -> None:
         thresholds = thresholds_of(config, len(cohort_of(1)))
-        self._cohort_of, self._range = cohort_of, update_range
-        self._dropouts, self._attempts = (
-            Dropouts.of(config, config.clients or 0),
-            config.max_attempts,
-        )
+        self._range, self._attempts = update_range, config.max_attempts
+        self._dropouts = Dropouts.of(config, config.clients or 0)
         self._vector = MaskedVector(layout.size, thresholds.clients, config.seed, config.weight_cap)
         identities = {client: Identity.new() for client in range(config.clients or 0)}
         self._terms = Terms(
@@ -230,7 +227,7 @@ class SecureAggregation:
             going.overhead_bytes += len(answer) - (4 * self._terms.size if update else 0)
             self.server.receive(answer)
         except ProtocolError as error:
-            _log.info("round %d, client %d: %s", going.number, client, error)
+            _log.warning("round %d, client %d: %s", going.number, client, error)
 
     def _answers(self, going: "_Round", client: int, message: bytes) -> bool:
         """Whether the simulation lets this client answer."""
