@@ -68,7 +68,8 @@ def _with_options(function: Any) -> Any:
     ]
     for name, field in TrainConfig.model_fields.items():
         default = "none" if field.default is None else str(field.default)
-        shown = "" if field.default_factory else f" [default: {default}]"
+        told = field.default_factory or "[default:" in (field.description or "")
+        shown = "" if told else f" [default: {default}]"
         option = typer.Option(
             f"--{name.replace('_', '-')}",
             metavar="VALUE",

@@ -308,6 +308,9 @@ def test_help_names_every_option() -> None:
     assert done.returncode == 0
     for name in cli.TrainConfig.model_fields:
         assert f"--{name.replace('_', '-')}" in done.stdout
+    shown = " ".join(done.stdout.split())
+    assert "[default: a third]" in shown
+    assert "] [default:" not in shown  # one default each
 
 
 # --- secure aggregation -----------------------------------------------------------------------

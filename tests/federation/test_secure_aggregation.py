@@ -302,6 +302,28 @@ def test_resuming_does_not_change_failures(four: Any) -> None:
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_keys_that_travel_with_a_second_attempt_are_the_next_rounds_first(
+    federation: MakeFederation,
+) -> None:
+    """They fail as they would in a round that is set up by itself."""
+    made = federation((20, 20, 20), rounds=3)
+    run = made.simulate("on the way", dropouts="2:0:share_keys,3:1:advertise_keys")
+    assert [record.attempts for record in run.records] == [1, 2, 2]
+    reasons = [record.aborts[0] for record in run.records[1:]]
+    assert reasons[0].startswith("TooFewClients: 2 clients shared their keys")
+    assert reasons[1].startswith("TooFewClients: 2 clients sent keys")
+
+
+def test_the_terms_know_how_many_rounds_there_are(four: Any) -> None:
+    """Clients refuse others, and a sparse graph has to be safe in as many as there are."""
+    assert four.simulate("terms")._aggregation._terms.rounds == 3
+    few, many = (
+        secure_aggregation.thresholds_of(four.config.replace(rounds=rounds), 300)
+        for rounds in (3, 10_000)
+    )
+    assert few.neighbours < many.neighbours
+
+
 def test_three_exchanges_a_round(four: Any) -> None:
     run = four.simulate("exchanges")
     assert [t.exchanges for t in run._history.timings().values()] == [5, 3, 3]
