@@ -39,8 +39,8 @@ class Outcome:
         clipped: values that lay beyond the range of the fixed point.
         attempts: how often it was tried.
         aborts: why attempts ended, in order.
-        exchanges: with the server, those of setup included.
-        overhead_bytes: all that clients sent besides their vectors.
+        exchanges: with the server, those of setup included, but not the opening of the session.
+        overhead_bytes: all that clients sent in them besides their vectors.
     """
 
     mean: Float[Tensor, " value"] | None

@@ -1,7 +1,8 @@
 """One record per round, as JSON lines.
 
 ``history.jsonl`` holds what is a function of the configuration: a resumed run ends with the same
-bytes as one that was never interrupted. ``timings.jsonl`` holds how long things took.
+bytes as one that was never interrupted (but see docs/design.md on failures among more than 100
+clients). ``timings.jsonl`` holds how long things took.
 """
 
 import json
@@ -23,7 +24,8 @@ class RoundRecord(BaseModel):
         round: counted from 1.
         clients: who was invited.
         learning_rate: at the first step of the round; of the head if only that is trained.
-        loss: mean over the survivors of their mean training loss; None if the round was lost.
+        loss: mean over the survivors of their mean training loss, each counted as 64 at most
+            in secure aggregation; None if the round was lost.
         uplink_bytes: of the vector that each of them sent.
         downlink_bytes: that each of them received.
         test_loss: mean over all clients of the personal model on its own test part, if measured.
@@ -77,8 +79,9 @@ class RoundTiming(BaseModel):
         aggregate: seconds from the updates to the new shared tensors.
         evaluate: seconds.
         checkpoint: seconds.
-        exchanges: between clients and server, those of setup included.
-        overhead_bytes: all that all clients sent besides their vectors.
+        exchanges: between clients and server, those of setup included, but not the opening of the
+            session.
+        overhead_bytes: all that all clients sent in them besides their vectors.
     """
 
     model_config = ConfigDict(frozen=True)
