@@ -13,6 +13,7 @@ from fedsa_secure import ConfigError
 from fedsa_secure.federation import secure_aggregation
 from fedsa_secure.federation.aggregation import Contribution, Outcome
 from fedsa_secure.federation.dropouts import Dropouts, Step
+from fedsa_secure.federation.encoding import Layout
 from fedsa_secure.federation.masked_vector import LOSS_RANGE, MaskedVector
 from fedsa_secure.federation.run_folder import RunFolder
 from fedsa_secure.federation.secure_aggregation import SecureAggregation, check_options
@@ -322,6 +323,21 @@ def test_the_terms_know_how_many_rounds_there_are(four: Any) -> None:
         for rounds in (3, 10_000)
     )
     assert few.neighbours < many.neighbours
+
+
+def test_clients_of_another_configuration_have_other_terms(four: Any) -> None:
+    """So their masks do not cancel, whatever the server told whom."""
+    layout = Layout.of({"A": torch.zeros(2, 3)})
+    given = [
+        (four.config, layout),
+        (four.config.replace(learning_rate=1e-3), layout),
+        (four.config.replace(participation=0.75), layout),
+        (four.config, Layout.of({"A": torch.zeros(3, 2)})),
+    ]
+    assert len({secure_aggregation._application(*each) for each in given}) == 4
+    moved = four.config.replace(output_dir="elsewhere")
+    same = [secure_aggregation._application(each, layout) for each in (four.config, moved)]
+    assert same[0] == same[1]
 
 
 def test_three_exchanges_a_round(four: Any) -> None:

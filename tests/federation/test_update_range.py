@@ -53,6 +53,15 @@ def test_no_gradients_move_a_value_beyond_the_range(
     assert moved(settings, np.array(gradients), start, rate) <= bound
 
 
+def test_the_range_has_room_for_the_rounding_of_every_step() -> None:
+    """Each step here is 2.9 units of float32 and becomes 3."""
+    settings, rate = OptimizerSettings(kind="sgd", max_grad_norm=0.7), 1e-6
+    config = TrainConfig.build(rounds=1, local_steps=STEPS)
+    found = moved(settings, np.ones(STEPS), 3.0, rate)
+    assert found > 1.01 * STEPS * 0.7 * rate
+    assert found <= update_range(config, settings, [rate] * STEPS, 3.0)
+
+
 def test_the_bound_of_adam_is_the_best_possible_for_one_step() -> None:
     """Gradients that grow as the proof asks for come close to it."""
     settings = OptimizerSettings(kind="adamw")

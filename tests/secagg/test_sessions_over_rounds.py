@@ -13,6 +13,7 @@ from fedsa_secure.errors import (
 from fedsa_secure.secagg import ClientSession, Party, SessionState
 from fedsa_secure.secagg.client_session import MAX_ATTEMPTS
 from fedsa_secure.secagg.server_session import Exchange
+from fedsa_secure.secagg.terms import OPENINGS
 from fedsa_secure.secagg.wire import Advertised, Agreements, Delivery, Invite, Survivors
 
 
@@ -150,6 +151,17 @@ def test_the_attempts_of_a_round_are_bounded() -> None:
         if refused != last:
             with pytest.raises(ReplayedRound, match="cannot be begun"):
                 federation.tell(0, refused)
+
+
+def test_a_client_opens_so_many_sessions_and_no_more() -> None:
+    """Each would show the server another set of circles: docs/protocol.md §5."""
+    session = Federation(5).clients[0]
+    for _ in range(OPENINGS):
+        session.commit()
+    again = ClientSession(session._party, session._cohort_of, state=session.state)  # restarted
+    for each in (session, again):
+        with pytest.raises(ReplayedRound, match="64 sessions were opened"):
+            each.commit()
 
 
 def test_a_stored_state_of_other_terms_is_refused() -> None:
