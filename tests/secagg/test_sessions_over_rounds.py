@@ -14,7 +14,14 @@ from fedsa_secure.secagg import ClientSession, Party, SessionState
 from fedsa_secure.secagg.client_session import MAX_ATTEMPTS
 from fedsa_secure.secagg.server_session import Exchange
 from fedsa_secure.secagg.terms import OPENINGS
-from fedsa_secure.secagg.wire import Advertised, Agreements, Delivery, Invite, Survivors
+from fedsa_secure.secagg.wire import (
+    Advertised,
+    Agreements,
+    Delivery,
+    Invite,
+    Survivors,
+    encode_server,
+)
 
 
 class Pipeline:
@@ -151,6 +158,22 @@ def test_the_attempts_of_a_round_are_bounded() -> None:
         if refused != last:
             with pytest.raises(ReplayedRound, match="cannot be begun"):
                 federation.tell(0, refused)
+
+
+def test_a_server_cannot_make_a_client_collect_secrets_of_many_rounds() -> None:
+    """Invites for round after round: the secrets of one and of its neighbours are kept."""
+    federation = Federation(5).opened()
+    session = federation.clients[0]
+
+    def invite(number: int) -> bytes:
+        return encode_server(Invite(session.state.sid, number, 1))
+
+    for number in range(1, 8):
+        session.receive(invite(number))
+        assert set(session.state.attempts) == {max(number - 1, 1), number}
+    with pytest.raises(ReplayedRound, match="round 5 came after 7 was begun"):
+        session.receive(encode_server(Invite(session.state.sid, 5, 2)))
+    assert set(session.state.attempts) == {6, 7}
 
 
 def test_a_client_opens_so_many_sessions_and_no_more() -> None:
