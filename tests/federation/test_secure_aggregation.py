@@ -325,6 +325,14 @@ def test_the_terms_know_how_many_rounds_there_are(four: Any) -> None:
     assert few.neighbours < many.neighbours
 
 
+def test_keys_that_stayed_away_on_the_way_count_as_an_attempt(federation: MakeFederation) -> None:
+    made = federation((20, 20, 20), rounds=2)
+    run = made.simulate("only one", dropouts="2:0:share_keys", max_attempts=1)
+    assert [record.attempts for record in run.records] == [1, 1]
+    assert [record.loss is None for record in run.records] == [False, True]
+    assert run.records[1].aborts[0].startswith("TooFewClients: 2 clients shared their keys")
+
+
 def test_clients_of_another_configuration_have_other_terms(four: Any) -> None:
     """So their masks do not cancel, whatever the server told whom."""
     layout = Layout.of({"A": torch.zeros(2, 3)})
