@@ -326,7 +326,9 @@ def _rounds(run: Any, seconds: float | None) -> list[str]:
     lost = [record.round for record in run.history if record.loss is None]
     aborts = [abort for record in run.history for abort in record.aborts]
     if aborts:
-        lines.append(f"{len(aborts)} attempts aborted, rounds lost: {lost or 'none'}; {aborts[-1]}")
+        lines.append(
+            f"attempts aborted: {len(aborts)}, rounds lost: {lost or 'none'}; {aborts[-1]}"
+        )
     if seconds is not None:
         lines.append(f"{seconds:.0f} s for the rounds run now")
     return lines

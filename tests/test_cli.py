@@ -323,7 +323,7 @@ def test_failures_on_the_command_line(
     outcome = call("train", *folders, *fails, "--output-dir", "run")
     assert outcome.status == 0
     assert "round 1/2  lost" in outcome.out
-    assert "1 attempts aborted, rounds lost: [1]; TooFewClients" in outcome.out
+    assert "attempts aborted: 1, rounds lost: [1]; TooFewClients" in outcome.out
     assert "masked: the server sees sums only" in outcome.out
     assert 'dropouts = [\n    "1:0:masked_input",\n]' in (tmp_path / "run/config.toml").read_text()
     assert call("resume", "run").status == 0

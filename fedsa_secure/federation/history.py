@@ -1,8 +1,7 @@
 """One record per round, as JSON lines.
 
 ``history.jsonl`` holds what is a function of the configuration: a resumed run ends with the same
-bytes as one that was never interrupted (but see docs/design.md on failures among more than 100
-clients). ``timings.jsonl`` holds how long things took.
+bytes as one that was never interrupted. ``timings.jsonl`` holds how long things took.
 """
 
 import json

@@ -122,9 +122,13 @@ class SecureAggregation:
     ) -> None:
         thresholds = thresholds_of(config, len(cohort_of(1)))
         self._range, self._attempts = update_range, config.max_attempts
+        self._seed = config.seed
         self._dropouts = Dropouts.of(config, config.clients or 0)
         self._vector = MaskedVector(layout.size, thresholds.clients, config.seed, config.weight_cap)
-        identities = {client: Identity.new() for client in range(config.clients or 0)}
+        identities = {
+            client: Identity.from_secret(digest("simulated identity", config.seed, client))
+            for client in range(config.clients or 0)
+        }
         self._terms = Terms(
             roster={client: each.public_key for client, each in identities.items()},
             thresholds=thresholds,
@@ -177,9 +181,15 @@ class SecureAggregation:
         return going.lost()
 
     def _open_session(self) -> None:
-        """A session id from nonces of all clients (docs/protocol.md §7)."""
-        for client in self._clients.values():
-            self.server.receive(client.commit())
+        """A session id from nonces of all clients (docs/protocol.md §7).
+
+        They follow from the seed, as the identities do: on a sparse graph both decide who is whose
+        neighbour, and so which failures a round survives, and a resumed run has to end like one
+        that was not interrupted. Keys and masks are fresh.
+        """
+        for number, client in self._clients.items():
+            nonce = digest("simulated nonce", self._seed, number)
+            self.server.receive(client.commit(nonce))
         for _ in range(2):
             for number, messages in self.server.close().items():
                 for message in messages:

@@ -166,16 +166,20 @@ class ClientSession:
         """Give the journal free; this object is not used any more."""
         self._journal.close()
 
-    def commit(self) -> bytes:
-        """Begin a session: the commitment to a fresh nonce (docs/protocol.md §7).
+    def commit(self, nonce: bytes | None = None) -> bytes:
+        """Begin a session: the commitment to a nonce (docs/protocol.md §7).
 
         What was going on in an earlier session is over; closed rounds stay closed.
+
+        Args:
+            nonce: 32 bytes, for simulations that have to be repeatable; by default fresh ones,
+                without which the guarantee does not hold.
 
         Raises:
             ReplayedRound: if there were too many sessions in this run: each would let the server
                 see another set of circles.
         """
-        party, state, nonce = self._party, self.state, os.urandom(32)
+        party, state, nonce = self._party, self.state, nonce or os.urandom(32)
         if state.openings >= OPENINGS:
             raise ReplayedRound(f"{OPENINGS} sessions were opened in this run; begin another run")
         begun = SessionState(

@@ -36,6 +36,11 @@ class Identity:
         """A fresh identity, from the operating system's random numbers."""
         return cls(Ed25519PrivateKey.generate())
 
+    @classmethod
+    def from_secret(cls, secret: bytes) -> "Identity":
+        """The identity of 32 secret bytes, for simulations that have to be repeatable."""
+        return cls(Ed25519PrivateKey.from_private_bytes(secret))
+
     def sign(self, message: bytes) -> bytes:
         """An Ed25519 signature, 64 bytes."""
         return self._key.sign(message)

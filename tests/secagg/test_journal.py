@@ -130,16 +130,6 @@ def test_a_state_of_other_terms_is_refused_and_left_as_it_is(tmp_path: Path) -> 
     assert {path: path.read_bytes() for path in network.folder(0).iterdir()} == files
 
 
-def test_a_folder_is_open_in_one_session_at_a_time(tmp_path: Path) -> None:
-    """Two would mask twice with the same keys: docs/protocol.md §11."""
-    network = Network(3, tmp_path)
-    party = Party(network.terms, 0, network.identities[0])
-    with pytest.raises(SecretsLost, match="in use by another process"):
-        open_session(party, lambda _: network.cohort, network.folder(0))
-    network.clients[0].close()
-    open_session(party, lambda _: network.cohort, network.folder(0)).close()
-
-
 def test_secrets_leave_the_disk_when_their_step_is_over(tmp_path: Path) -> None:
     """Keys and seed once the vector is masked, shares of others once they are revealed."""
     network = Watched(tmp_path)

@@ -23,8 +23,7 @@ from fedsa_secure.secagg import (
 )
 from fedsa_secure.secagg.derivation import digest
 from fedsa_secure.secagg.server import CollectingShares
-from fedsa_secure.secagg.states import Aborted, HasKeys, HasMasked, Peer
-from fedsa_secure.secagg.terms import OPENINGS
+from fedsa_secure.secagg.states import Aborted, HasMasked, Peer
 from fedsa_secure.secagg.wire import Delivery, Invite, decode_client, encode_server
 
 
@@ -50,29 +49,6 @@ def test_the_bound_of_a_sparse_graph_is_over_all_rounds() -> None:
     few, many = (Thresholds.of(1000, rounds=rounds) for rounds in (1, 10_000))
     assert few.neighbours < many.neighbours < 999
     assert few.shares < many.shares
-
-
-def test_secrets_of_many_rounds_cannot_be_collected() -> None:
-    federation = Federation(4).opened()
-    client = federation.clients[0]
-    for number in range(1, 40):
-        assert federation.tell(0, invite(federation, number))
-        assert len(client.state.attempts) <= 3
-    with pytest.raises(ReplayedRound, match="round 5 came after 39 was begun"):
-        federation.tell(0, invite(federation, 5, attempt=2))
-    assert isinstance(client.state.attempts[39], HasKeys)
-
-
-def test_openings_are_counted_and_limited() -> None:
-    """Every opening draws circles anew, and would let the server choose among them."""
-    federation = Federation(3)
-    client = federation.clients[0]
-    for _ in range(OPENINGS):
-        client.commit()
-    state = client.state
-    with pytest.raises(ReplayedRound, match=f"{OPENINGS} sessions"):
-        client.commit()
-    assert client.state == state
 
 
 def test_openings_are_counted_over_sessions_and_rounds() -> None:
