@@ -140,3 +140,12 @@ def test_a_file_that_is_no_roster_is_refused(tmp_path: Path, content: str) -> No
 def test_a_roster_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match="cannot read the roster"):
         load_roster(tmp_path / "roster.json")
+
+
+def test_an_identity_of_known_secret_bytes() -> None:
+    """RFC 8032 §7.1, test 1."""
+    secret = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"
+    public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+    identity = Identity.from_secret(bytes.fromhex(secret))
+    assert identity.public_key.hex() == public
+    assert identity.sign(b"").hex().startswith("e5564300c360ac729086e2cc806e828a84877f1eb8e5d974")
