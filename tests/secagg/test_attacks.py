@@ -56,7 +56,7 @@ class TestIdentities:
         """What the server shows as keys."""
         return federation.until(Advertised)
 
-    def attack(
+    def check_attack(
         self,
         federation: Federation,
         shown: Messages,
@@ -75,14 +75,14 @@ class TestIdentities:
         forged = federation.resigned(
             raw[OTHER], Identity.new(), mask_key=key, sealing_key=key[::-1]
         )
-        self.attack(federation, shown, replaced(raw, OTHER, forged), BadSignature)
+        self.check_attack(federation, shown, replaced(raw, OTHER, forged), BadSignature)
 
     def test_keys_that_another_client_signed(self, federation: Federation, shown: Messages) -> None:
         raw = federation.read(shown[VICTIM]).advertises
         forged = federation.resigned(
             raw[OTHER], federation.identities[COLLUDER], mask_key=public_key(new_secret())
         )
-        self.attack(federation, shown, replaced(raw, OTHER, forged), BadSignature)
+        self.check_attack(federation, shown, replaced(raw, OTHER, forged), BadSignature)
 
     @pytest.mark.parametrize("field", ["mask_key", "sealing_key", "seed_commitment"])
     def test_one_value_changed_under_the_owners_signature(
@@ -91,21 +91,23 @@ class TestIdentities:
         raw = federation.read(shown[VICTIM]).advertises
         changed = federation.resigned(raw[OTHER], Identity.new(), **{field: b"\x09" * 32})
         changed = changed[:-64] + raw[OTHER][-64:]
-        self.attack(federation, shown, replaced(raw, OTHER, changed), BadSignature)
+        self.check_attack(federation, shown, replaced(raw, OTHER, changed), BadSignature)
 
     def test_a_clients_keys_under_another_number(
         self, federation: Federation, shown: Messages
     ) -> None:
         raw = federation.read(shown[VICTIM]).advertises
         moved = federation.resigned(raw[OTHER], federation.identities[OTHER], client=2)
-        self.attack(federation, shown, replaced(raw, 2, moved), BadSignature)
+        self.check_attack(federation, shown, replaced(raw, 2, moved), BadSignature)
 
     def test_a_colluder_that_shows_the_keys_of_another(
         self, federation: Federation, shown: Messages
     ) -> None:
         raw = federation.read(shown[VICTIM]).advertises
         stolen = federation.resigned(raw[OTHER], federation.identities[COLLUDER], client=COLLUDER)
-        self.attack(federation, shown, replaced(raw, COLLUDER, stolen), KeySubstitution, "twice")
+        self.check_attack(
+            federation, shown, replaced(raw, COLLUDER, stolen), KeySubstitution, "twice"
+        )
 
     def test_a_colluder_with_one_key_for_two_purposes(
         self, federation: Federation, shown: Messages
@@ -114,51 +116,55 @@ class TestIdentities:
         same = federation.resigned(
             raw[COLLUDER], federation.identities[COLLUDER], mask_key=key, sealing_key=key
         )
-        self.attack(federation, shown, replaced(raw, COLLUDER, same), KeySubstitution, "twice")
+        self.check_attack(
+            federation, shown, replaced(raw, COLLUDER, same), KeySubstitution, "twice"
+        )
 
     def test_keys_of_an_earlier_attempt(self, federation: Federation, shown: Messages) -> None:
         old = federation.read(shown[VICTIM]).advertises
         shown = federation.until(Advertised)
         raw = replaced(federation.read(shown[VICTIM]).advertises, OTHER, old[OTHER])
-        self.attack(federation, shown, raw, WrongTerms, "another attempt")
+        self.check_attack(federation, shown, raw, WrongTerms, "another attempt")
 
     def test_keys_of_an_earlier_round(self, federation: Federation, shown: Messages) -> None:
         old = federation.read(shown[VICTIM]).advertises
         shown = federation.until(Advertised, round_number=2)
         raw = replaced(federation.read(shown[VICTIM]).advertises, OTHER, old[OTHER])
-        self.attack(federation, shown, raw, WrongTerms, "another attempt")
+        self.check_attack(federation, shown, raw, WrongTerms, "another attempt")
 
     def test_keys_of_an_earlier_session(self, federation: Federation, shown: Messages) -> None:
         old = federation.read(shown[VICTIM]).advertises
         shown = federation.opened().until(Advertised)
         raw = replaced(federation.read(shown[VICTIM]).advertises, OTHER, old[OTHER])
-        self.attack(federation, shown, raw, WrongTerms, "another attempt")
+        self.check_attack(federation, shown, raw, WrongTerms, "another attempt")
 
     def test_keys_under_other_terms(self, federation: Federation, shown: Messages) -> None:
         raw = federation.read(shown[VICTIM]).advertises
         other = federation.resigned(raw[OTHER], federation.identities[OTHER], terms=bytes(32))
-        self.attack(federation, shown, replaced(raw, OTHER, other), WrongTerms)
+        self.check_attack(federation, shown, replaced(raw, OTHER, other), WrongTerms)
 
     def test_the_own_keys_left_out(self, federation: Federation, shown: Messages) -> None:
         raw = federation.read(shown[VICTIM]).advertises[1:]
-        self.attack(federation, shown, raw, KeySubstitution, "its own keys")
+        self.check_attack(federation, shown, raw, KeySubstitution, "its own keys")
 
     def test_a_client_that_is_on_no_roster(self, federation: Federation, shown: Messages) -> None:
         raw, sybil = federation.read(shown[VICTIM]).advertises, Identity.new()
         key = public_key(new_secret())
         extra = federation.resigned(raw[OTHER], sybil, client=9, mask_key=key, sealing_key=key)
-        self.attack(federation, shown, [*raw[:4], extra], UnknownClient, "not on the roster")
+        self.check_attack(federation, shown, [*raw[:4], extra], UnknownClient, "not on the roster")
 
     def test_a_key_shown_twice(self, federation: Federation, shown: Messages) -> None:
         raw = federation.read(shown[VICTIM]).advertises
-        self.attack(federation, shown, [*raw[:4], raw[3]], MalformedMessage, "order")
+        self.check_attack(federation, shown, [*raw[:4], raw[3]], MalformedMessage, "order")
 
     def test_another_message_of_the_same_client(
         self, federation: Federation, shown: Messages
     ) -> None:
         raw = federation.read(shown[VICTIM]).advertises
         shares = bytes(federation.tell(OTHER, shown[OTHER]))
-        self.attack(federation, shown, replaced(raw, OTHER, shares), MalformedMessage, "Shares")
+        self.check_attack(
+            federation, shown, replaced(raw, OTHER, shares), MalformedMessage, "Shares"
+        )
 
     def test_a_colluders_key_of_small_order(self, federation: Federation, shown: Messages) -> None:
         """The secret that it would share with everybody is zero: RFC 7748 §6.1 and §7."""
@@ -166,7 +172,9 @@ class TestIdentities:
         small = federation.resigned(
             raw[COLLUDER], federation.identities[COLLUDER], sealing_key=bytes(32)
         )
-        self.attack(federation, shown, replaced(raw, COLLUDER, small), KeySubstitution, "small")
+        self.check_attack(
+            federation, shown, replaced(raw, COLLUDER, small), KeySubstitution, "small"
+        )
 
     def test_a_colluders_mask_key_of_small_order(self, federation: Federation) -> None:
         federation.send(invites := federation.begin())
@@ -412,7 +420,7 @@ class TestOneSet:
             for client in half:
                 check_refused(federation, client, shown, TooFewSignatures, shown)
 
-    def attack(
+    def check_attack(
         self,
         federation: Federation,
         shown: Messages,
@@ -427,42 +435,46 @@ class TestOneSet:
         old = federation.read(federation.until(Agreements)[VICTIM]).agreements
         shown = federation.until(Agreements)
         raw = federation.read(shown[VICTIM]).agreements
-        self.attack(federation, shown, replaced(raw, OTHER, old[OTHER]), WrongTerms)
+        self.check_attack(federation, shown, replaced(raw, OTHER, old[OTHER]), WrongTerms)
 
     def test_a_signature_by_someone_else(self, federation: Federation) -> None:
         shown = federation.until(Agreements)
         raw = federation.read(shown[VICTIM]).agreements
         forged = federation.resigned(raw[OTHER], Identity.new())
-        self.attack(federation, shown, replaced(raw, OTHER, forged), BadSignature)
+        self.check_attack(federation, shown, replaced(raw, OTHER, forged), BadSignature)
 
     def test_a_signature_of_no_member(self, federation: Federation) -> None:
         """Client 4 sent no shares, so it is no member, and signs all the same."""
         shown = federation.until(Agreements, silent={Advertised: [COLLUDER]})
         raw = federation.read(shown[VICTIM]).agreements
         extra = federation.resigned(raw[3], federation.identities[COLLUDER], client=COLLUDER)
-        self.attack(federation, shown, [*raw, extra], UnknownClient, "no member")
+        self.check_attack(federation, shown, [*raw, extra], UnknownClient, "no member")
 
     def test_one_signature_counted_twice(self, federation: Federation) -> None:
         shown = federation.until(Agreements)
         raw = federation.read(shown[VICTIM]).agreements
-        self.attack(federation, shown, [*raw[:3], raw[2]], MalformedMessage, "order")
+        self.check_attack(federation, shown, [*raw[:3], raw[2]], MalformedMessage, "order")
 
     def test_the_own_signature_left_out(self, federation: Federation) -> None:
         shown = federation.until(Agreements)
         raw = federation.read(shown[VICTIM]).agreements
-        self.attack(federation, shown, raw[1:], TooFewSignatures, "itself is missing")
+        self.check_attack(federation, shown, raw[1:], TooFewSignatures, "itself is missing")
 
     def test_another_message_among_the_signatures(self, federation: Federation) -> None:
         shares = bytes(federation.tell(OTHER, federation.until(Advertised)[OTHER]))
         shown = federation.until(Agreements)
         raw = federation.read(shown[VICTIM]).agreements
-        self.attack(federation, shown, replaced(raw, OTHER, shares), MalformedMessage, "Shares")
+        self.check_attack(
+            federation, shown, replaced(raw, OTHER, shares), MalformedMessage, "Shares"
+        )
 
     def test_a_colluder_with_another_context(self, federation: Federation) -> None:
         shown = federation.until(Agreements)
         raw = federation.read(shown[VICTIM]).agreements
         other = federation.resigned(raw[4], federation.identities[COLLUDER], context=bytes(32))
-        self.attack(federation, shown, replaced(raw, COLLUDER, other), ModelMismatch, "client 4")
+        self.check_attack(
+            federation, shown, replaced(raw, COLLUDER, other), ModelMismatch, "client 4"
+        )
 
 
 class TestOpening:
