@@ -297,10 +297,7 @@ class TestFreshness:
     def test_the_message_answered_last_gets_the_same_bytes(
         self, federation: Federation, kind: type
     ) -> None:
-        messages = federation.begin()
-        while not isinstance(federation.read(messages[VICTIM]), kind):
-            federation.send(messages)
-            messages = federation.close()
+        messages = federation.until(kind)
         first = bytes(federation.tell(VICTIM, messages[VICTIM]))
         state = federation.clients[VICTIM].state
         assert bytes(federation.tell(VICTIM, messages[VICTIM])) == first
@@ -356,10 +353,7 @@ class TestFaultyClients:
     def test_a_message_by_someone_else_or_too_early(
         self, federation: Federation, kind: type
     ) -> None:
-        messages = federation.begin()
-        while not isinstance(federation.read(messages[VICTIM]), kind):
-            federation.send(messages)
-            messages = federation.close()
+        messages = federation.until(kind)
         answer = bytes(federation.tell(VICTIM, messages[VICTIM]))
         forged = answer[:-64] + Identity.new().sign(b"")
         self.check_server_refuses(federation, forged, BadSignature)
