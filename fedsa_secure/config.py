@@ -44,6 +44,25 @@ def _rank(options: dict[str, Any]) -> int:
     return 256 if options.get("adapter") == "vera" else 8
 
 
+def _weights(value: Any) -> Any:
+    """Accept ``"1,1,0.5"`` as the command line gives it."""
+    if isinstance(value, str) and value != "joint":
+        return tuple(part.strip() for part in value.split(","))
+    return value
+
+
+_Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weights = Annotated[tuple[_Weight, _Weight, _Weight], BeforeValidator(_weights)]
+
+
+def _sampling_rate(options: dict[str, Any]) -> float | None:
+    """Little noise pays for large batches (docs/privacy.md)."""
+    epsilon = options.get("dp_epsilon")
+    if epsilon is None or options.get("dp_unit") == "client":
+        return None
+    return 0.25 if epsilon > 3 else 0.125
+
+
 class TrainConfig(BaseModel):
     """One run, completely described. Immutable; unknown options are refused."""
 
@@ -133,6 +152,74 @@ class TrainConfig(BaseModel):
     )
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of a client's rows kept back")
     participation: float = Field(1.0, gt=0, le=1, description="share of clients in a round")
+
+    # What one record, or one client, may be known by (docs/privacy.md)
+    dp_epsilon: float | None = Field(
+        None,
+        gt=0,
+        le=1e4,
+        description="differential privacy: most that a run may tell of a record of a client, "
+        "against the server and everyone else (docs/privacy.md)",
+    )
+    dp_delta: float = Field(
+        1e-5, gt=0, lt=1, description="probability that dp_epsilon does not cover; below 1 / rows"
+    )
+    dp_unit: Literal["record", "client"] = Field(
+        "record", description="who is protected: a record of a client, or a whole client"
+    )
+    dp_release: Literal["twin", "frozen-b"] = Field(
+        "twin",
+        description="record: what is trained with noise beside A; a private twin of B and head, or "
+        "with B frozen at a public random matrix",
+    )
+    dp_noise: Literal["local", "distributed"] = Field(
+        "local",
+        description="client: every client adds all of the noise, or a share of it inside secure "
+        "aggregation",
+    )
+    dp_clip_norm: float = Field(
+        0.1, gt=0, description="bound on the norm of a record's gradient, or of a client's update"
+    )
+    dp_clip_weights: Weights | Literal["joint"] = Field(
+        (1.0, 1.0, 1.0),
+        description="record: parts of A, B and head in the clip norm, scaled to a sum of squares "
+        "of 1, or 'joint' for one norm over all three",
+    )
+    dp_sampling_rate: float | None = Field(
+        default_factory=_sampling_rate,
+        gt=0,
+        le=1,
+        description="record: probability of a record to be in a step [default: 1/4; 1/8 for "
+        "dp_epsilon up to 3]",
+    )
+    dp_dataset_id: str | None = Field(
+        None,
+        description="name under which the silo counts what its data set has spent over all runs "
+        "[default: dataset]",
+    )
+    dp_lifetime_epsilon: float | None = Field(
+        None, gt=0, description="most that all runs on the data set may spend together"
+    )
+    dp_home: str | None = Field(
+        None,
+        description="folder of the ledgers of data sets [default: $FEDSA_SECURE_HOME, or "
+        "~/.fedsa_secure]",
+    )
+    dp_control: Literal["none", "noise"] = Field(
+        "none", description="noise: a control whose private part sees no data, only noise"
+    )
+    dp_test_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="for tests: noise and coins from this number; the run is then not private",
+    )
+    personal_steps: int = Field(
+        40,
+        ge=0,
+        description="record: steps of the personal B and head after the last round, on top of the "
+        "released A, without noise",
+    )
 
     # How long and how fast
     rounds: int = Field(10, ge=1, description="communication rounds")

@@ -7,6 +7,8 @@ FedSAError
   DivergedError       a client's training left the finite numbers
   MissingExtraError   an optional dependency is not installed (also ImportError)
   IdentityError       a key file or a roster cannot be used
+  PrivacyError        an option or a model would break what differential privacy promises
+    BudgetExceededError   the next step would spend more than a data set may
   ProtocolError       secure aggregation refused a message or ended a round; see below
     MalformedMessage, OversizedMessage, BadSignature, UnknownClient, WrongTerms, WrongOpening,
     OutOfOrder, ReplayedRound, DuplicateMessage, LateMessage       what came cannot be accepted
@@ -67,6 +69,24 @@ class MissingExtraError(FedSAError, ImportError):
 
 class IdentityError(FedSAError):
     """A long-term key or a roster is missing, readable by others, or damaged."""
+
+
+class PrivacyError(FedSAError):
+    """Something would break the promise of differential privacy, or make it mean nothing.
+
+    Args:
+        what: the parameter, operator or setting.
+        problem: why it may not be.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, problem: str, remedy: str = "") -> None:
+        self.what = what
+        super().__init__(f"{what}: {problem}" + (f"; {remedy}" if remedy else ""))
+
+
+class BudgetExceededError(PrivacyError):
+    """The next step would spend more than a data set's budget; it was not taken."""
 
 
 class ProtocolError(FedSAError):

@@ -13,10 +13,10 @@ LAYERS = [
     ["fedsa_kernels"],
     ["errors", "types", "streams", "config", "csprng", "files"],
     ["adapters"],
-    ["methods", "data", "secagg"],
+    ["methods", "data", "secagg", "privacy"],
     ["federation"],
     ["runtimes", "reporting"],
-    ["bench"],
+    ["bench", "audit"],
     ["cli"],
 ]
 FREE_AMONG_THEMSELVES = {"errors", "types", "streams", "config", "csprng", "files"}

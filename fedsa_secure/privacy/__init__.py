@@ -1,0 +1,1 @@
+"""Differential privacy: mechanisms per record and per client, accounting, ledgers. docs/privacy.md."""
