@@ -21,7 +21,7 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, context: BatchContext) -> None:
         super().__init__()
-        self._context = context
+        self.context = context
         like = trainable_like(base)
         self.weight = nn.Parameter(base.weight.detach().to(like, copy=True).unsqueeze(0))
         self.bias = (

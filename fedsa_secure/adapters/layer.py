@@ -35,7 +35,7 @@ class AdapterLayer(nn.Module, ABC):
         self.d_in, self.d_out = linear_sizes(base) or (0, 0)
         self.like = trainable_like(base)
         """Dtype and device of what is trained; empty."""
-        self._context = context
+        self.context = context
         self._layer = derive(0, "dropout layer", name) & 0xFFFFFFFF
 
     @property
@@ -77,7 +77,7 @@ class AdapterLayer(nn.Module, ABC):
             AdapterError: if x does not come in client segments, or a foreign base layer does not
                 pass gradients to its input.
         """
-        context = self._context
+        context = self.context
         if context.clients > 1 and x.shape[0] != context.rows:
             raise AdapterError(
                 f"{self.name} is called with {x.shape[0]} rows where the batch has {context.rows}, "
@@ -86,7 +86,7 @@ class AdapterLayer(nn.Module, ABC):
             )
         weight, bias = _plain_weights(self.base)
         if weight is not None:
-            return self.adapt(x, weight, bias, self._keys(x))
+            return self.adapt(x, weight, bias, self.keys(x))
         frozen: Tensor = self.base(x)
         if x.requires_grad and torch.is_grad_enabled() and not frozen.requires_grad:
             raise AdapterError(
@@ -94,15 +94,15 @@ class AdapterLayer(nn.Module, ABC):
                 "input, so that layers below it would train on wrong gradients; use a quantisation "
                 "that supports training, or leave it out of target_modules"
             )
-        return frozen + self.adapt(x, None, None, self._keys(x)).to(frozen.dtype)
+        return frozen + self.adapt(x, None, None, self.keys(x)).to(frozen.dtype)
 
-    def _keys(self, x: Tensor) -> Int32[Tensor, " vector"] | None:
+    def keys(self, x: Tensor) -> Int32[Tensor, " vector"] | None:
         """One dropout key per vector of x, by its row and its place in it.
 
         Sequences are padded on the right, so the place does not depend on the padding. With one
         client x may have any shape; then its vectors count as one row.
         """
-        rows = self._context.keys
+        rows = self.context.keys
         if rows is None or self.dropout == 0.0:
             return None
         rows = rows if x.shape[0] == rows.numel() else rows[:1]

@@ -4,8 +4,19 @@ Every op has one public function, a plain-torch reference that is also the CPU p
 ``README.md`` with its mathematics.
 """
 
+from fedsa_kernels.clipped_grad import clipped_sum, sample_grad, squared_norms
 from fedsa_kernels.dropout import keep_mask, layer_keys, row_keys, token_keys
 from fedsa_kernels.lora_linear import lora_linear
 from fedsa_kernels.vera_linear import vera_linear
 
-__all__ = ["keep_mask", "layer_keys", "lora_linear", "row_keys", "token_keys", "vera_linear"]
+__all__ = [
+    "clipped_sum",
+    "keep_mask",
+    "layer_keys",
+    "lora_linear",
+    "row_keys",
+    "sample_grad",
+    "squared_norms",
+    "token_keys",
+    "vera_linear",
+]

@@ -1,0 +1,56 @@
+"""Per-record gradients in plain torch: the truth, and the CPU path."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Norms and sums are made in float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _factored(gradients: Tensor, shape: Sequence[int]) -> bool:
+    """Whether these are factors side by side; a gradient itself is k wide and never m + k."""
+    return len(shape) == 2 and gradients.shape[-1] == sum(shape)
+
+
+def sample_grad(left: Tensor, right: Tensor, whole: bool) -> Tensor:
+    """Shapes: left [n, t, m], right [n, t, k]; result [n, m, k] or [n, t, m + k]."""
+    left, right = _wide(left), _wide(right)
+    _, tokens, m = left.shape
+    k = right.shape[-1]
+    if not whole and tokens * (m + k) < m * k:
+        return torch.cat([left, right], dim=2)
+    if m > k:  # MKL is faster with the short dimension first
+        return torch.bmm(right.transpose(1, 2), left).transpose(1, 2)
+    return torch.bmm(left.transpose(1, 2), right)
+
+
+def squared_norms(gradients: Tensor, shape: Sequence[int]) -> Tensor:
+    """Shapes: gradients [n, …]; result [n]."""
+    if not _factored(gradients, shape):
+        return gradients.flatten(1).square().sum(1)
+    left, right = gradients.double().split(list(shape), dim=2)
+    # ‖Σ l_t r_tᵀ‖² = Σ_tt' (l_t·l_t')(r_t·r_t'). Terms may cancel, and then the product in single
+    # precision that is summed later has a rounding error above its norm: it is added here.
+    gram = torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))
+    error = torch.finfo(gradients.dtype).eps * left.shape[1]
+    rounding = error * left.flatten(1).norm(dim=1) * right.flatten(1).norm(dim=1)
+    norms = gram.sum((1, 2)).clamp(min=0).sqrt() + rounding
+    return norms.square().to(gradients.dtype)
+
+
+def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Tensor:
+    """Shapes: gradients [C·n, …], factors [C, n]; result [C, *shape]."""
+    clients, own = factors.shape
+    weights = factors.to(gradients.dtype)
+    left_out = (weights == 0).flatten().nonzero().squeeze(1)
+    gradients.index_fill_(0, left_out, 0.0)  # 0 times infinity would not be 0
+    if not _factored(gradients, shape):
+        flat = gradients.reshape(clients, own, -1)
+        return torch.bmm(weights.unsqueeze(1), flat).view(clients, *shape)
+    left, right = gradients.split(list(shape), dim=2)
+    left = (left * weights.view(-1, 1, 1)).reshape(clients, -1, shape[0])
+    return torch.bmm(left.transpose(1, 2), right.reshape(clients, -1, shape[1]))
