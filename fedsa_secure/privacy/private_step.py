@@ -1,5 +1,6 @@
 """One private step of C stacked clients. Training and auditor take this path and no other."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ class PrivateStep:
             # Our VeRA layers have buffers that are constants, which strict mode cannot know.
             watched = GradSampleModule(self._module, loss_reduction="sum", strict=False)
             stack.callback(_forget, watched)
+            stack.enter_context(warnings.catch_warnings())
+            # The first layer's input has no gradient; its hook gets that of the output, as it should.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
             yield self
 
     def __call__(self, parts: Iterable[PartialBatch]) -> None:
