@@ -177,6 +177,13 @@ class TrainConfig(BaseModel):
         description="client: every client adds all of the noise, or a share of it inside secure "
         "aggregation",
     )
+    dp_noise_multiplier: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="noise over sensitivity; more than needed is allowed [default: calibrated to "
+        "dp_epsilon]",
+    )
     dp_clip_norm: float = Field(
         0.1, gt=0, description="bound on the norm of a record's gradient, or of a client's update"
     )

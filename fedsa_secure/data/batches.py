@@ -60,18 +60,30 @@ def draw_rows(
     return [order[k * size : (k + 1) * size] for k in range(steps)]
 
 
-def collate(rows: EncodedRows, segments: Sequence[np.ndarray], device: torch.device) -> Batch:
+def collate(
+    rows: EncodedRows,
+    segments: Sequence[np.ndarray],
+    device: torch.device,
+    fill: Sequence[int] | None = None,
+) -> Batch:
     """Put the chosen rows of each client into one padded batch.
 
-    A segment that is shorter than the longest is filled with its client's own first row, marked as
+    A segment that is shorter than the longest is filled with a row of the client's own, marked as
     not real; never with another client's data.
+
+    Args:
+        rows: what the segments point into.
+        segments: row numbers of each client. Each [row]
+        device: where the batch goes.
+        fill: a row of each client to fill with, where segments may be empty; else their first.
     """
-    size = max(len(segment) for segment in segments)
+    filling = [segment[0] for segment in segments] if fill is None else fill
+    size = max(1, *(len(segment) for segment in segments))
     real = np.zeros((len(segments), size), dtype=bool)
     chosen = np.empty((len(segments), size), dtype=np.int64)
     for c, segment in enumerate(segments):
         real[c, : len(segment)] = True
-        chosen[c] = segment[0]
+        chosen[c] = filling[c]
         chosen[c, : len(segment)] = segment
     flat = chosen.reshape(-1)
     inputs = {

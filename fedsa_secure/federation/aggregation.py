@@ -18,14 +18,16 @@ class Contribution:
     Args:
         client: its number.
         update: how far its training moved the shared tensors. [value]
-        loss: its mean training loss.
+        loss: its mean training loss; None in a private run, in which it is not sent.
         weight: what its update counts; 1 for all, or its training rows up to the public cap.
+        rounding_key: of the coins that round it to the grid, where they are secret.
     """
 
     client: int
     update: Float[Tensor, " value"]
-    loss: float
+    loss: float | None
     weight: int = 1
+    rounding_key: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Outcome:
 
     Args:
         mean: of the updates, in float64; None if the round was lost. [value]
-        loss: mean of the clients' losses; None if the round was lost.
+        loss: mean of the clients' losses; None if the round was lost, or losses are not sent.
         survivors: whose contributions are in.
         clipped: values that lay beyond the range of the fixed point.
         attempts: how often it was tried.
@@ -100,12 +102,14 @@ class ClearAggregation:
     ) -> Outcome:
         """Aggregate one round (see ``Aggregation``)."""
         size = sum(tensor.numel() for tensor in shared.values())
-        total, weights, losses = torch.zeros(size, dtype=torch.float64), 0, 0.0
+        total, weights = torch.zeros(size, dtype=torch.float64), 0
+        losses: list[float] = []
         for each in contribute(cohort):
             total += each.update.double() * each.weight
             weights += each.weight
-            losses += each.loss
-        return Outcome(total / weights, losses / len(cohort), tuple(cohort))
+            losses += [] if each.loss is None else [each.loss]
+        loss = sum(losses) / len(losses) if losses else None
+        return Outcome(total / weights, loss, tuple(cohort))
 
     def uplink_bytes(self, values: int) -> int:
         """Four bytes per value."""

@@ -21,7 +21,7 @@ from fedsa_secure.files import write_atomic, writing
 from fedsa_secure.types import NamedTensors
 
 _STATE = "state.json"
-_PERSONAL, _MOMENTS, _STEPS = "personal/", "moments/", "steps"
+_PERSONAL, _TWIN, _MOMENTS, _STEPS = "personal/", "twin/", "moments/", "steps"
 
 
 class StoredFile(BaseModel):
@@ -96,7 +96,7 @@ class StateStore:
             return self._memory[client]
         if client not in self._files:
             return ClientState()
-        state = _unpack(self._read(self._files[client]))
+        state = unpack_state(self._read(self._files[client]))
         if self._in_memory:
             self._memory[client] = state
         return state
@@ -107,7 +107,7 @@ class StateStore:
             self._memory[client] = state
             self._dirty.add(client)
         else:
-            self._files[client] = self._write(_client_file(client, round_number), _pack(state))
+            self._files[client] = self._write(_client_file(client, round_number), pack_state(state))
 
     def commit(
         self, round_number: int, shared: NamedTensors, origin: Origin, history_bytes: int
@@ -125,7 +125,7 @@ class StateStore:
         """
         for client in sorted(self._dirty):
             name = _client_file(client, round_number)
-            self._files[client] = self._write(name, _pack(self._memory[client]))
+            self._files[client] = self._write(name, pack_state(self._memory[client]))
         self._dirty.clear()
         state = Checkpoint(
             round=round_number,
@@ -216,16 +216,22 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _pack(state: ClientState) -> NamedTensors:
+def pack_state(state: ClientState) -> NamedTensors:
+    """A state as tensors by name, for one file."""
     return {
         **{_PERSONAL + name: tensor for name, tensor in state.personal.items()},
+        **{_TWIN + name: tensor for name, tensor in state.twin.items()},
         **{_MOMENTS + name: tensor for name, tensor in state.moments.items()},
         _STEPS: torch.tensor(state.steps),
     }
 
 
-def _unpack(tensors: NamedTensors) -> ClientState:
+def unpack_state(tensors: NamedTensors) -> ClientState:
+    """The state that ``pack_state`` packed."""
+
     def below(prefix: str) -> NamedTensors:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-    return ClientState(below(_PERSONAL), below(_MOMENTS), int(tensors[_STEPS]))
+    return ClientState(
+        below(_PERSONAL), below(_TWIN), below(_MOMENTS), int(tensors[_STEPS])
+    )

@@ -7,7 +7,6 @@ and the loss is a sum over clients of each client's own mean.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
@@ -35,11 +34,14 @@ class ClientState:
     Args:
         personal: its own values of the personal roles; empty before the first turn, when they are
             at the public start.
+        twin: with differential privacy per record, the values beside A of the part that is trained
+            with noise; the personal ones come after the last round, and nothing private reads them.
         moments: optimizer moments of everything it trains, by ``name#moment``.
         steps: optimizer steps taken so far.
     """
 
     personal: NamedTensors = field(default_factory=dict)
+    twin: NamedTensors = field(default_factory=dict)
     moments: NamedTensors = field(default_factory=dict)
     steps: int = 0
 
@@ -52,13 +54,13 @@ class ClientResult:
         client: its number.
         shared: its trained values of the shared roles.
         state: what it keeps.
-        loss: mean training loss over its steps.
+        loss: mean training loss over its steps; None where it may not be known.
     """
 
     client: int
     shared: NamedTensors
     state: ClientState
-    loss: float
+    loss: float | None
 
 
 def method_of(config: TrainConfig, generates: bool) -> Method:
@@ -97,7 +99,7 @@ def train_clients(
     clients = [client for client, _ in turns]
     model.load([{**shared, **state.personal} for _, state in turns], method.trained)
     settings = optimizer_settings(config)
-    optimizer = _stack_state(model, method, settings, [state for _, state in turns])
+    optimizer = stack_state(model, method, settings, [state for _, state in turns])
     draws = [
         draw_rows(
             data.shards[client].train,
@@ -114,7 +116,7 @@ def train_clients(
         batch = collate(data.rows, [draw[step] for draw in draws], model.device)
         keys = dropout_keys(batch, clients, config, round_number, step)
         rates = learning_rates(model, method, config, round_number, step)
-        losses.append(_one_step(model, method, config, batch, keys, optimizer, rates))
+        losses.append(plain_step(model, method, config, batch, keys, optimizer, rates))
     return _unstack(model, method, clients, optimizer, torch.stack(losses).mean(0).tolist())
 
 
@@ -124,12 +126,19 @@ def dropout_keys(
     """Dropout keys of a batch's rows, by (client, step, row)."""
     if config.dropout == 0.0:
         return None
+    words = dropout_words(clients, config, round_number, step)
+    return row_keys(words.to(batch.labels.device), batch.real.shape[1])
+
+
+def dropout_words(
+    clients: Sequence[int], config: TrainConfig, round_number: int, step: int
+) -> Int32[Tensor, " client"]:
+    """What the dropout keys of each client's rows are made from at one step."""
     words = [
         derive(config.seed, "dropout", client, round_number, step) & 0x7FFFFFFF
         for client in clients
     ]
-    by_client = torch.tensor(words, dtype=torch.int32, device=batch.labels.device)
-    return row_keys(by_client, batch.real.shape[1])
+    return torch.tensor(words, dtype=torch.int32)
 
 
 def optimizer_settings(config: TrainConfig) -> OptimizerSettings:
@@ -157,7 +166,7 @@ def learning_rates(
     }
 
 
-def _one_step(
+def plain_step(
     model: AdaptedModel,
     method: Method,
     config: TrainConfig,
@@ -166,6 +175,7 @@ def _one_step(
     optimizer: OptimizerState,
     rates: dict[str, float],
 ) -> Float[Tensor, " client"]:
+    """One step of every client in the stack on its own mean loss, which is returned. [client]"""
     parameters = model.parameters(method.trained)
     losses = _accumulate(model, batch, keys, list(parameters.values()), config)
     optimizer_step(parameters, rates, optimizer, optimizer_settings(config))
@@ -199,7 +209,7 @@ def _accumulate(
     return total
 
 
-def _stack_state(
+def stack_state(
     model: AdaptedModel,
     method: Method,
     settings: OptimizerSettings,
@@ -226,17 +236,12 @@ def _unstack(
     losses: Sequence[float],
 ) -> list[ClientResult]:
     shared, personal = model.unload(method.shared), model.unload(method.personal)
-    moments = {name: tensor.cpu().unbind() for name, tensor in optimizer.moments.items()}
-    steps = np.asarray(optimizer.steps.cpu(), dtype=np.int64)
+    kept = optimizer.unstack()
     return [
         ClientResult(
             client=client,
             shared=shared[c],
-            state=ClientState(
-                personal=personal[c],
-                moments={name: slices[c].clone() for name, slices in moments.items()},
-                steps=int(steps[c]),
-            ),
+            state=ClientState(personal=personal[c], moments=kept[c][0], steps=kept[c][1]),
             loss=float(losses[c]),
         )
         for c, client in enumerate(clients)

@@ -22,12 +22,12 @@ class Opened:
 
     Args:
         mean: of the updates. [value]
-        loss: mean of the losses.
-        clipped: values of all clients that were beyond the range.
+        loss: mean of the losses; None if they were not sent.
+        clipped: values of all clients that were beyond the range; 0 if that was not sent.
     """
 
     mean: Float[Tensor, " value"]
-    loss: float
+    loss: float | None
     clipped: int
 
 
@@ -35,17 +35,22 @@ class Opened:
 class MaskedVector:
     """Places and grids: the update, the loss, the number of clipped values, perhaps the weight.
 
+    In a private run the update alone.
+
     Args:
         values: of an update.
         clients: most summands.
         seed: root of the rounding coins, which need no secrecy: they are independent of the data.
+            A private run has secret ones.
         weight_cap: the largest weight; None if all count the same.
+        private: whether nothing but the update is sent.
     """
 
     values: int
     clients: int
     seed: int
     weight_cap: int | None = None
+    private: bool = False
 
     def __post_init__(self) -> None:
         if self.weight_cap is not None and self.weight_cap > integer_cap(self.clients):
@@ -54,7 +59,7 @@ class MaskedVector:
     @property
     def size(self) -> int:
         """Values in the vector."""
-        return self.values + 2 + (self.weight_cap is not None)
+        return self.values + 2 * (not self.private) + (self.weight_cap is not None)
 
     def write(
         self, contribution: Contribution, round_number: int, bound: float, out: UInt32Array
@@ -67,11 +72,15 @@ class MaskedVector:
             bound: range of the update.
             out: where to. [size]
         """
-        key = rounding_key(self.seed, contribution.client, round_number)
+        key = contribution.rounding_key
+        if key is None:
+            key = rounding_key(self.seed, contribution.client, round_number)
         coins, n = Keystream(key), self.values
         fraction = contribution.weight / (self.weight_cap or 1)
         clipped = self._grid(bound).encode(contribution.update.numpy(), coins, out[:n], fraction)
-        loss = np.array([min(contribution.loss, LOSS_RANGE)])
+        if self.private:
+            return
+        loss = np.array([min(contribution.loss or 0.0, LOSS_RANGE)])
         self._grid(LOSS_RANGE).encode(loss, coins, out[n : n + 1])
         out[n + 1] = min(clipped, integer_cap(self.clients))
         if self.weight_cap is not None:
@@ -90,6 +99,8 @@ class MaskedVector:
         if self.weight_cap is not None:
             weights = max(int(total[n + 2]), 1) / self.weight_cap  # a client may lie about its own
         mean = self._grid(bound).decode(total[:n], survivors) / weights
+        if self.private:
+            return Opened(torch.from_numpy(mean), None, 0)
         loss = self._grid(LOSS_RANGE).decode(total[n : n + 1], survivors)[0] / survivors
         return Opened(torch.from_numpy(mean), float(loss), int(total[n + 1]))
 

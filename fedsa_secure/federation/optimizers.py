@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fedsa_secure.types import NamedTensors
 
@@ -44,6 +45,14 @@ class OptimizerState:
 
     moments: NamedTensors = field(default_factory=dict)
     steps: Float[Tensor, " client"] = field(default_factory=lambda: torch.zeros(1))
+
+    def unstack(self) -> list[tuple[NamedTensors, int]]:
+        """Moments, on the host and without client axis, and steps of each client."""
+        moments = {name: tensor.cpu().unbind() for name, tensor in self.moments.items()}
+        return [
+            ({name: slices[c].clone() for name, slices in moments.items()}, int(steps))
+            for c, steps in enumerate(self.steps.tolist())
+        ]
 
 
 def clip_factors(gradients: list[Tensor], max_norm: float) -> Float[Tensor, " client"]:
@@ -90,6 +99,31 @@ def optimizer_step(
             parameter.sub_(moment, alpha=rate)
         else:
             parameter.sub_(gradient, alpha=rate)
+
+
+class StackedOptimizer(Optimizer):
+    """``optimizer_step`` in the form of a torch optimizer, for Opacus to put its own around it.
+
+    Args:
+        parameters: what is trained. Each [client, …]
+        state: moments and step counts; updated.
+        settings: the kind of optimizer.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        state: OptimizerState,
+        settings: OptimizerSettings,
+    ) -> None:
+        super().__init__(list(parameters.values()), {})
+        self.rates: dict[str, float] = {}
+        """Learning rate of each parameter at the next step."""
+        self._parameters, self._moments, self._settings = parameters, state, settings
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take the step."""
+        optimizer_step(self._parameters, self.rates, self._moments, self._settings)
 
 
 def _adam(

@@ -124,7 +124,13 @@ class SecureAggregation:
         self._range, self._attempts = update_range, config.max_attempts
         self._seed = config.seed
         self._dropouts = Dropouts.of(config, config.clients or 0)
-        self._vector = MaskedVector(layout.size, thresholds.clients, config.seed, config.weight_cap)
+        self._vector = MaskedVector(
+            layout.size,
+            thresholds.clients,
+            config.seed,
+            config.weight_cap,
+            private=config.dp_epsilon is not None,
+        )
         identities = {
             client: Identity.from_secret(digest("simulated identity", config.seed, client))
             for client in range(config.clients or 0)

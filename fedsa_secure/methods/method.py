@@ -62,6 +62,14 @@ class Method:
             )
         return self.with_head("frozen")
 
+    def without(self, role: Role) -> "Method":
+        """The same method with one role left at its public start."""
+        return replace(self, trained=self.trained - {role}, shared=self.shared - {role})
+
+    def only(self, roles: Iterable[Role]) -> "Method":
+        """A method that trains these roles and shares nothing."""
+        return replace(self, trained=frozenset(roles), shared=frozenset())
+
     def with_head(self, head: Literal["local", "frozen", "shared"]) -> "Method":
         """The same method with another treatment of the task head.
 
@@ -69,9 +77,7 @@ class Method:
             ConfigError: if a method that shares nothing is asked to share its head.
         """
         if head == "frozen":
-            return replace(
-                self, trained=self.trained - {Role.HEAD}, shared=self.shared - {Role.HEAD}
-            )
+            return self.without(Role.HEAD)
         if head == "shared":
             if not self.shared:
                 raise ConfigError(

@@ -1,0 +1,126 @@
+"""What a private run promises, in numbers and in words."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from fedsa_secure.config import TrainConfig
+from fedsa_secure.federation.mechanism import Mechanism
+
+
+class PrivacyReport(BaseModel):
+    """The promise of a run, as far as it got.
+
+    Args:
+        epsilon: certified, of the client that released most; None if noise was not secret.
+        delta: probability that it does not cover.
+        unit: who is protected.
+        release: what is trained with noise.
+        noise: where it is added.
+        noise_multiplier: σ.
+        clip_norm: C.
+        sampling_rate: of records.
+        steps: noised releases of the client with most of them.
+        by_client: certified ε of every client in this run.
+        lifetime: certified ε of every data set over all runs.
+        stopped: why the run ended early, or None.
+        statement: all of it in words.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    epsilon: float | None
+    delta: float
+    unit: str
+    release: str
+    noise: str
+    noise_multiplier: float
+    clip_norm: float
+    sampling_rate: float
+    steps: int
+    by_client: dict[int, float]
+    lifetime: dict[str, float]
+    stopped: str | None = None
+    statement: str = ""
+
+
+def report_of(
+    config: TrainConfig,
+    mechanism: Mechanism,
+    rounds: Sequence[int],
+    lifetime: dict[str, float],
+    stopped: str | None = None,
+) -> PrivacyReport:
+    """The report of a run.
+
+    Args:
+        config: the resolved configuration.
+        mechanism: its public constants.
+        rounds: in how many each client released something.
+        lifetime: certified ε by data set.
+        stopped: why the run ended early.
+    """
+    spent = {taken: mechanism.epsilon(taken) for taken in set(rounds)}
+    secret = config.dp_test_seed is None
+    report = PrivacyReport(
+        epsilon=max(spent.values(), default=0.0) if secret else None,
+        delta=config.dp_delta,
+        unit=config.dp_unit,
+        release=config.dp_release if mechanism.record else "update",
+        noise=config.dp_noise,
+        noise_multiplier=mechanism.noise_multiplier,
+        clip_norm=mechanism.clip_norm,
+        sampling_rate=mechanism.sampling_rate,
+        steps=max(rounds, default=0) * mechanism.steps,
+        by_client={client: spent[taken] for client, taken in enumerate(rounds)} if secret else {},
+        lifetime=lifetime if secret else {},
+        stopped=stopped,
+    )
+    return report.model_copy(update={"statement": statement(report, config)})
+
+
+NOT_COVERED = (
+    "Not covered: the personal B and head, which stay with the client; metrics a client chooses to "
+    "publish, and the scores that a simulation prints; sizes, timing, participation; the gap "
+    "between floating-point and ideal noise."
+)
+
+
+def statement(report: PrivacyReport, config: TrainConfig) -> str:
+    """The promise in words, with everything that it does not say."""
+    if report.epsilon is None:
+        return (
+            "NOT PRIVATE: coins and noise came from dp_test_seed, which is for tests. Whoever knows "
+            "the seed can remove the noise."
+        )
+    change = (
+        "when one of its records is replaced by a null record"
+        if report.unit == "record"
+        else "when the client is replaced by any other"
+    )
+    claim = (
+        "For every client k, all that client k sends during this run is (ε_k, δ)-DP "
+        f"{change}, {_against(report, config)}, given public starting weights."
+    )
+    numbers = f"Run ε = max_k ε_k = {report.epsilon:.4g} at δ = {report.delta:g}"
+    spent = max(report.lifetime.values(), default=report.epsilon)
+    if report.lifetime:
+        numbers += f"; lifetime ε of its data sets so far: at most {spent:.4g}"
+    group = (
+        "A person with records at m clients, or with several records, gets group privacy, which is "
+        "weaker."
+    )
+    return " ".join((claim, numbers + ".", NOT_COVERED, group))
+
+
+def _against(report: PrivacyReport, config: TrainConfig) -> str:
+    if report.noise == "distributed":
+        colluders = "the assumed number of" if config.colluders is None else f"at most {config.colluders}"
+        return (
+            f"against the server with {colluders} colluding clients, computationally, with at least "
+            "the minimum of survivors in every sum"
+        )
+    return (
+        "against the server, the other clients and anyone who sees the result, even if all of them "
+        "collude"
+    )

@@ -1,0 +1,222 @@
+"""``privatise``: what clients send in a private run, noised, stored, counted, and only then sent."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from fedsa_secure.adapters import AdaptedModel
+from fedsa_secure.config import TrainConfig
+from fedsa_secure.data import FederatedData
+from fedsa_secure.federation.aggregation import Contribution
+from fedsa_secure.federation.checkpoint import StateStore
+from fedsa_secure.federation.encoding import Layout
+from fedsa_secure.federation.local_training import ClientResult, train_clients
+from fedsa_secure.federation.mechanism import Mechanism
+from fedsa_secure.federation.private_training import (
+    PrivateTurn,
+    released_method,
+    train_privately,
+)
+from fedsa_secure.federation.server import difference
+from fedsa_secure.federation.stacking import passes
+from fedsa_secure.federation.uploads import Upload, UploadStore
+from fedsa_secure.methods import Method
+from fedsa_secure.privacy import (
+    DataSetLedger,
+    Ledger,
+    LedgerEvent,
+    TurnSecret,
+    gaussian_update,
+    home_folder,
+    require_budget,
+)
+from fedsa_secure.types import NamedTensors
+
+Check = Callable[[ClientResult], None]
+
+
+class Release:
+    """The private turns of a run's clients, with everything that they leave on disk.
+
+    Args:
+        config: the resolved configuration.
+        mechanism: its public constants.
+        model: the frozen base.
+        method: what is trained and shared.
+        data: everybody's rows.
+        layout: of the shared tensors.
+        folder: the run folder.
+        per_pass: clients in a stack.
+
+    Guarantee: of every client, everything that ``contributions`` yields is counted in the run's
+        ledger and in that of its data set before it is yielded. docs/privacy.md.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        mechanism: Mechanism,
+        model: AdaptedModel,
+        method: Method,
+        data: FederatedData,
+        layout: Layout,
+        folder: Path,
+        per_pass: int,
+    ) -> None:
+        self._config, self.mechanism, self._per_pass = config, mechanism, per_pass
+        self._model, self._method, self._data = model, method, data
+        self._layout = layout
+        self._run = folder.resolve().name
+        self._uploads = UploadStore(folder / "uploads")
+        self._ledger = Ledger(folder / "ledger.jsonl")
+
+    def contributions(
+        self,
+        clients: Sequence[int],
+        round_number: int,
+        shared: NamedTensors,
+        store: StateStore,
+        check: Check,
+    ) -> Iterator[Contribution]:
+        """What these clients send in a round, one at a time and in the order given.
+
+        Args:
+            clients: their numbers.
+            round_number: counted from 1.
+            shared: the public shared tensors at its start.
+            store: where their states are, and go.
+            check: refuses results that cannot be used.
+
+        Raises:
+            BudgetExceededError: before the turn of a client whose data set would spend too much.
+        """
+        for group in passes(list(clients), self._per_pass):
+            found = {client: self._uploads.get(client, round_number) for client in group}
+            missing = [client for client, upload in found.items() if upload is None]
+            for client in missing:
+                self._require_budget(client, round_number)
+            for upload in self._turns(missing, round_number, shared, store, check):
+                self._uploads.put(upload)
+                found[upload.event.client] = upload
+            for client in group:
+                upload = found[client]
+                assert upload is not None  # noqa: S101 - for mypy
+                self._count(upload)
+                store.put(client, upload.state, round_number)
+                yield Contribution(client, upload.update, None, rounding_key=upload.key)
+
+    def forget(self, last_round: int) -> None:
+        """Stored uploads up to this round are not needed any more."""
+        self._uploads.forget(last_round)
+
+    def events(self) -> list[LedgerEvent]:
+        """Everything that the run has spent."""
+        return self._ledger.events()
+
+    def lifetime(self, client: int) -> DataSetLedger:
+        """What the data set of a client has spent in all runs."""
+        return DataSetLedger.open(home_folder(self._config.dp_home), data_set_of(self._config, client))
+
+    def _turns(
+        self,
+        clients: Sequence[int],
+        round_number: int,
+        shared: NamedTensors,
+        store: StateStore,
+        check: Check,
+    ) -> Iterator[Upload]:
+        if not clients:
+            return
+        secrets = {client: self._secret(client, round_number) for client in clients}
+        for result in self._train(clients, round_number, shared, store, secrets):
+            check(result)
+            secret = secrets[result.client]
+            update = self._layout.encode(difference(result.shared, shared)).double()
+            if not self.mechanism.record:
+                update = self._noised(update, secret)
+            key = secret.key("rounding")
+            event = self._event(result.client, round_number, secret, Upload.digest(update, key))
+            yield Upload(update, key, result.state, event)
+
+    def _train(
+        self,
+        clients: Sequence[int],
+        round_number: int,
+        shared: NamedTensors,
+        store: StateStore,
+        secrets: dict[int, TurnSecret],
+    ) -> list[ClientResult]:
+        model, config, data = self._model, self._config, self._data
+        states = {client: store.get(client) for client in clients}
+        if not self.mechanism.record:
+            turns = list(states.items())
+            return train_clients(model, self._method, config, data, shared, turns, round_number)
+        released = released_method(self._method, config)
+        private = [PrivateTurn.of(client, states[client], secrets[client]) for client in clients]
+        return train_privately(
+            model, released, config, self.mechanism, data, shared, private, round_number
+        )
+
+    def _noised(
+        self, update: Float64[Tensor, " value"], secret: TurnSecret
+    ) -> Float64[Tensor, " value"]:
+        """A client's whole update, clipped, with the noise that the client adds itself."""
+        mechanism = self.mechanism
+        if mechanism.discrete is not None:
+            return torch.from_numpy(mechanism.discrete.privatise(update.numpy(), secret, "update"))
+        return gaussian_update(
+            update, mechanism.clip_norm, mechanism.noise_multiplier, secret, "update"
+        )
+
+    def _secret(self, client: int, round_number: int) -> TurnSecret:
+        seed = self._config.dp_test_seed
+        if seed is None:
+            return TurnSecret.fresh()
+        return TurnSecret.for_tests(seed, client, round_number)
+
+    def _event(
+        self, client: int, round_number: int, secret: TurnSecret, digest: str
+    ) -> LedgerEvent:
+        mechanism, noise = self.mechanism, self.mechanism.discrete
+        discrete = {} if noise is None else {
+            "mechanism": "skellam",
+            "variance": noise.total_variance,
+            "sensitivity_l1": noise.sensitivity_l1,
+            "sensitivity_l2": noise.sensitivity_l2,
+        }
+        return LedgerEvent(
+            id=secret.id,
+            run=self._run,
+            data_set=data_set_of(self._config, client),
+            client=client,
+            round=round_number,
+            steps=mechanism.steps,
+            sampling_rate=mechanism.sampling_rate,
+            noise_multiplier=mechanism.noise_multiplier,
+            clip_norm=mechanism.clip_norm,
+            upload=digest,
+            private=secret.private,
+            **discrete,
+        )
+
+    def _require_budget(self, client: int, round_number: int) -> None:
+        """Refuse the turn if the data set could not pay for it."""
+        if self._config.dp_lifetime_epsilon is None:
+            return
+        planned = self._event(client, round_number, TurnSecret.fresh(), "0" * 64)
+        require_budget(
+            self.lifetime(client), [planned], self._config.dp_delta, self._config.dp_lifetime_epsilon
+        )
+
+    def _count(self, upload: Upload) -> None:
+        """Write the event down, first at the silo's home: a crash in between counts too much."""
+        self.lifetime(upload.event.client).append([upload.event])
+        self._ledger.append([upload.event])
+
+
+def data_set_of(config: TrainConfig, client: int) -> str:
+    """The name under which a client's data set is counted."""
+    return f"{config.dp_dataset_id or config.dataset}/client-{client}"
