@@ -122,6 +122,11 @@ class TrainConfig(BaseModel):
     label_column: str | None = Field(
         None, description="column of the label; with task='generation' only the partition reads it"
     )
+    label_names: Names | None = Field(
+        None,
+        description="classes in order; default: those that the data set declares, or that occur in "
+        "it (with dp_epsilon they have to be declared)",
+    )
     answer_column: str | None = Field(
         None, description="generation: column of the answer (prompt: text_column); or 'messages'"
     )
@@ -338,6 +343,8 @@ class TrainConfig(BaseModel):
             raise ValueError("momentum needs optimizer='sgd'; adamw has its own moments")
         if self.text_column is not None and len(self.text_column) > 2:
             raise ValueError("text_column takes one column, or two for a sentence pair")
+        if self.label_names is not None and len(set(self.label_names)) != len(self.label_names):
+            raise ValueError("label_names names a class twice")
         if self.prompt_template is not None and self.prompt_template.count("{prompt}") != 1:
             raise ValueError("prompt_template needs {prompt} in it, once")
         if (self.weighting == "samples") != (self.weight_cap is not None):

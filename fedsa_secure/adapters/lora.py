@@ -31,6 +31,7 @@ class LoRALinear(AdapterLayer):
         self, base: nn.Module, settings: AdapterSettings, name: str, context: BatchContext
     ) -> None:
         super().__init__(base, name, settings.dropout, context)
+        self._frozen_b = settings.frozen_b
         self.scaling, self.private, rank = settings.scaling, settings.private, settings.rank
         self.A = nn.Parameter(self.like.new_zeros(1, rank, self.d_in))
         self.B = nn.Parameter(self.like.new_zeros(1, self.d_out, rank))
@@ -41,9 +42,12 @@ class LoRALinear(AdapterLayer):
     def starts(self, seed: int) -> dict[str, tuple[Role, Tensor]]:
         """A starts Kaiming-uniform as PEFT draws it, from a stream of its own; B at zero.
 
-        So the adapted model starts as the base model.
+        So the adapted model starts as the base model. For a B that stays frozen it is the other way
+        round: B orthonormal and A at zero, which is the base model, too.
         """
         found = {"A": (Role.A, self._draw(seed, "lora A")), "B": (Role.B, self.B[0])}
+        if self._frozen_b:
+            found = {"A": (Role.A, self.A[0]), "B": (Role.B, self._orthonormal(seed))}
         if self.private:
             found["private_A"] = (Role.PRIVATE_A, self._draw(seed, "lora private A"))
             found["private_B"] = (Role.PRIVATE_B, self.private_B[0])
@@ -74,4 +78,20 @@ class LoRALinear(AdapterLayer):
         stream = torch_stream(seed, purpose, self.name)
         values = torch.rand(self.A.shape[1:], generator=stream, dtype=torch.float64)
         start: Tensor = ((2 * values - 1) * self.d_in**-0.5).to(self.A)
+        return start
+
+    def _orthonormal(self, seed: int) -> Float[Tensor, "d_out r"]:
+        """A uniformly random B of orthonormal columns; of orthonormal rows where r > d_out.
+
+        The signs make the diagonal of R positive, without which the factor is not unique (Mezzadri,
+        How to Generate Random Matrices from the Classical Compact Groups, 2007, §5). Rounded to
+        fp32, so that the clients' linear algebra libraries agree.
+        """
+        stream = torch_stream(seed, "frozen B", self.name)
+        d_out, rank = self.B.shape[1:]
+        shape = (max(d_out, rank), min(d_out, rank))
+        values = torch.randn(shape, generator=stream, dtype=torch.float64, device="cpu")
+        columns, triangle = torch.linalg.qr(values)
+        columns = columns * triangle.diagonal().sign()
+        start: Tensor = (columns if d_out >= rank else columns.t()).float().to(self.B)
         return start

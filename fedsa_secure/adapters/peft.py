@@ -1,5 +1,6 @@
 """Write adapters in the form that ``peft.PeftModel.from_pretrained`` reads."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsa_secure.adapters.attach import AdaptedModel
 from fedsa_secure.adapters.layer import AdapterLayer
+from fedsa_secure.adapters.peft_reading import MARKER
 from fedsa_secure.adapters.pretrained import public_name
 from fedsa_secure.adapters.vera import VeRALinear
 from fedsa_secure.types import NamedTensors, Role
@@ -50,6 +52,9 @@ def save_peft_adapter(
         base = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=n)
         model = PeftModel.from_pretrained(base, folder)
 
+    A file of our own marks the folder as personal: its tensors were trained on one client's rows
+    without noise, so they may not be the public start of a private run.
+
     Args:
         adapted: the model that the tensors belong to.
         tensors: as for ``peft_state``.
@@ -57,6 +62,8 @@ def save_peft_adapter(
         base_model: what PEFT notes as the base model.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # First, so that a crash leaves no adapter without it.
+    (folder / MARKER).write_text(json.dumps({"personal": True}) + "\n", encoding="utf-8")
     state = peft_state(adapted, tensors)
     (folder / "adapter_model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
     peft_config(adapted, base_model).save_pretrained(str(folder))

@@ -1,8 +1,10 @@
 """An adapter that PEFT wrote, as the public start of a run."""
 
 import dataclasses
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -17,6 +19,8 @@ from fedsa_secure.config import AdapterKind
 from fedsa_secure.errors import ConfigError
 from fedsa_secure.types import NamedTensors
 
+MARKER = "fedsa_secure.json"
+"""File beside an adapter that says whether it is one client's own."""
 _PREFIX = "base_model.model."
 _FACTORS = {
     ".lora_A.weight": ".A",
@@ -45,12 +49,15 @@ class PeftAdapter:
         settings: the shape of the adapter; its targets are the full paths of its layers.
         tensors: A and B (or d and b) of its layers and the head, by our names.
         projections: VeRA's frozen factors, if they were saved.
+        personal: whether it is one client's own, trained without noise, as its marker says. What
+            comes from a hub is public and has none.
     """
 
     source: str
     settings: AdapterSettings
     tensors: NamedTensors
     projections: Projections | None
+    personal: bool = False
 
     def fitting(self, initial: NamedTensors) -> NamedTensors:
         """Its tensors in the dtype of a model's own start.
@@ -141,7 +148,20 @@ def read_peft_adapter(source: str) -> PeftAdapter:
     for half in sorted(inner ^ outer):
         raise ConfigError("initial_adapter", f"{source} holds only one of two factors of {half}")
     pair = Projections(projections["A"], projections["B"]) if len(projections) == 2 else None
-    return PeftAdapter(source, _settings(config, tuple(layers)), tensors, pair)
+    settings = _settings(config, tuple(layers))
+    return PeftAdapter(source, settings, tensors, pair, _is_personal(source))
+
+
+def _is_personal(source: str) -> bool:
+    """What the marker says; one that cannot be read counts as yes."""
+    marker = Path(source) / MARKER
+    if not marker.exists():
+        return False
+    try:
+        found = json.loads(marker.read_bytes())
+    except (OSError, ValueError):
+        return True
+    return not (isinstance(found, dict) and found.get("personal") is False)
 
 
 def _settings(config: Any, layers: tuple[str, ...]) -> AdapterSettings:

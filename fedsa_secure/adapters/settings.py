@@ -19,6 +19,7 @@ class AdapterSettings:
         private: give every layer a second adapter that never leaves the client (FedDPA).
         d_initial: where VeRA's inner vector starts.
         projection_key: seed of VeRA's frozen factors; the same for all clients.
+        frozen_b: start B at a public random matrix and A at zero, for B to stay as it is.
     """
 
     kind: AdapterKind = "lora"
@@ -29,6 +30,7 @@ class AdapterSettings:
     private: bool = False
     d_initial: float = 0.1
     projection_key: int = 0
+    frozen_b: bool = False
 
     @property
     def scaling(self) -> float:

@@ -11,7 +11,7 @@ from fedsa_kernels import vera_linear
 from fedsa_secure.adapters.context import BatchContext
 from fedsa_secure.adapters.layer import AdapterLayer
 from fedsa_secure.adapters.settings import AdapterSettings
-from fedsa_secure.streams import derive
+from fedsa_secure.streams import derive, torch_stream
 from fedsa_secure.types import Role
 
 
@@ -75,6 +75,7 @@ class VeRALinear(AdapterLayer):
         projections: tuple[Projections, ...],
     ) -> None:
         super().__init__(base, name, settings.dropout, context)
+        self._frozen_b = settings.frozen_b
         self.private, self._d_initial = settings.private, settings.d_initial
         # Not persistent: slices of one pair would be saved once per layer.
         for kind, pair in zip(("", "private_")[: 1 + self.private], projections, strict=True):
@@ -88,9 +89,14 @@ class VeRALinear(AdapterLayer):
             self.private_b = nn.Parameter(torch.zeros_like(self.b))
 
     def starts(self, seed: int) -> dict[str, tuple[Role, Tensor]]:
-        """Every d starts at a constant and every b at zero, as in the paper; no draw is needed."""
+        """Every d starts at a constant and every b at zero, as in the paper; no draw is needed.
+
+        For a b that stays frozen it is the other way round: b random and d at zero.
+        """
         inner = torch.full_like(self.d[0], self._d_initial)
         found = {"d": (Role.A, inner), "b": (Role.B, self.b[0])}
+        if self._frozen_b:
+            found = {"d": (Role.A, self.d[0]), "b": (Role.B, self._random_signs(seed))}
         if self.private:
             found["private_d"] = (Role.PRIVATE_A, inner)
             found["private_b"] = (Role.PRIVATE_B, self.private_b[0])
@@ -123,6 +129,18 @@ class VeRALinear(AdapterLayer):
             return y
         A, B, d, b = self.private_A, self.private_B, self.private_d, self.private_b
         return y + vera_linear(x, None, None, A, B, d, b, dropout=self.dropout, keys=keys)
+
+    def _random_signs(self, seed: int) -> Float[Tensor, " d_out"]:
+        """A b of equal sizes and random signs.
+
+        The entries of B have variance 2/r (Kaiming). With the size √(r / (2·d_out)) the columns of
+        diag(b)·B have a mean squared norm of 1, as those of a frozen LoRA's B.
+        """
+        stream = torch_stream(seed, "frozen B", self.name)
+        bits = torch.randint(2, self.b.shape[1:], generator=stream, device="cpu")
+        size = (self.d.shape[1] / (2 * self.d_out)) ** 0.5
+        start: Tensor = (size * (2.0 * bits - 1.0)).to(self.b)
+        return start
 
     def _pairs(self) -> list[tuple[str, Tensor, Tensor]]:
         """Prefix of the attributes and frozen factors of each adapter."""

@@ -101,9 +101,23 @@ def require(rows: Dataset, option: str, column: str) -> None:
 
 
 def labels_of(
-    rows: Dataset, column: str, names: tuple[str, ...] | None
+    rows: Dataset, column: str, names: tuple[str, ...] | None, declared: bool = False
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Classes and their names. Without declared names, the sorted distinct values are the names."""
+    """Classes and their names. Without declared names, the sorted distinct values are the names.
+
+    Args:
+        rows: the data set.
+        column: that of the labels.
+        names: the classes in order, if they are known.
+        declared: whether the user declared them. Whole numbers then are places in them, unless one
+            of the names is a number.
+
+    Returns:
+        Class of each row [row], and the names.
+
+    Raises:
+        ConfigError: if the column holds no labels, or one that is not among the names.
+    """
     feature, values = rows.features[column], rows[column][:]
     if any(value is None for value in values):
         raise ConfigError("label_column", f"column {column!r} has empty labels", "leave them out")
@@ -115,19 +129,22 @@ def labels_of(
         if names is None or names == tuple(feature.names):
             return np.asarray(values, dtype=np.int64), tuple(feature.names)
         values = [feature.names[value] for value in values]  # declared in another order
-    if not isinstance(values[0], str | int | float):
-        raise ConfigError(
-            "label_column", f"column {column!r} holds no labels", "name a column of classes"
-        )
-    if isinstance(values[0], float):
-        raise ConfigError(
-            "label_column", f"column {column!r} holds real numbers, not classes", "name another"
-        )
-    distinct = sorted(set(values))
+    _check_classes(column, values[0])
+    if declared and names is not None and _are_places(rows, column, names):
+        names_by_place = dict(enumerate(names))
+        values = [names_by_place.get(value, value) for value in values]
+    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
     if names is None:
         names = tuple(str(value) for value in distinct)
     place = {name: k for k, name in enumerate(names)}
     unknown = [value for value in distinct if str(value) not in place]
+    if unknown and declared:
+        raise ConfigError(
+            "label_names",
+            f"column {column!r} has the label {str(unknown[0])!r}, which is not among "
+            f"{', '.join(names)}",
+            "name all classes, or leave those rows out",
+        )
     if unknown:
         raise ConfigError(
             "label_column",
@@ -135,3 +152,21 @@ def labels_of(
             "leave those rows out, set another common_split, or set common_rows=0",
         )
     return np.asarray([place[str(value)] for value in values], dtype=np.int64), names
+
+
+def _check_classes(column: str, value: object) -> None:
+    if not isinstance(value, str | int | float):
+        raise ConfigError(
+            "label_column", f"column {column!r} holds no labels", "name a column of classes"
+        )
+    if isinstance(value, float):
+        raise ConfigError(
+            "label_column", f"column {column!r} holds real numbers, not classes", "name another"
+        )
+
+
+def _are_places(rows: Dataset, column: str, names: tuple[str, ...]) -> bool:
+    """Whether labels are places in the names; told from the column's type and not its values."""
+    whole = str(getattr(rows.features[column], "dtype", "")).startswith(("int", "uint"))
+    numbers = any(name.lstrip("+-").isdigit() for name in names)
+    return whole and not numbers and not isinstance(rows.features[column], ClassLabel)

@@ -15,7 +15,13 @@ from fedsa_secure.data.dialogue import PromptForm, encode_answers
 from fedsa_secure.data.encoding import EncodedRows, encode
 from fedsa_secure.data.partition import DRAWS, partition
 from fedsa_secure.data.pool import Pool, load_pool
-from fedsa_secure.data.shards import Shard, choose_groups, split_shard, split_shard_by_group
+from fedsa_secure.data.shards import (
+    Shard,
+    choose_groups,
+    split_shard,
+    split_shard_by_group,
+    split_shard_privately,
+)
 from fedsa_secure.errors import ConfigError
 from fedsa_secure.streams import numpy_stream
 
@@ -76,14 +82,32 @@ class Division:
 
 
 def divide(
-    source: str | Dataset | DatasetDict, spec: str | Partitioner, config: TrainConfig
+    source: str | Dataset | DatasetDict,
+    spec: str | Partitioner,
+    config: TrainConfig,
+    split_key: bytes | None = None,
 ) -> Division:
     """Read a data set, set the common test aside and divide the rest over the clients.
 
+    The division itself stands for clients who have their rows already: it is simulation, and looks
+    at all data. What differential privacy promises begins at a client's shard.
+
+    Args:
+        source: hub id, path, data set object, or ``"lexicon"``.
+        spec: how to divide (see ``partition``).
+        config: the options.
+        split_key: with ``dp_epsilon`` the secret that splits train from test
+            (see ``split_shard_privately``); not read without.
+
     Raises:
+        ValueError: if ``dp_epsilon`` is set and there is no key.
         ConfigError: if columns, labels or the partition do not fit (see ``load_pool``,
             ``partition``, ``split_shard``).
     """
+    if config.dp_epsilon is None:
+        split_key = None
+    elif split_key is None:
+        raise ValueError("a private run splits train from test by a secret key")
     pool, common = load_pool(source, config)
     if common is None:
         pool, common = _hold_out(pool, config)
@@ -91,10 +115,12 @@ def divide(
         common = _balanced(common, config)
     if spec == "auto":
         spec = "dirichlet:0.5" if pool.label_names else "iid"
-    return Division(pool, _divided(pool, spec, config), common, spec)
+    return Division(pool, _divided(pool, spec, config, split_key), common, spec)
 
 
-def _divided(pool: Pool, spec: str | Partitioner, config: TrainConfig) -> list[Shard]:
+def _divided(
+    pool: Pool, spec: str | Partitioner, config: TrainConfig, key: bytes | None
+) -> list[Shard]:
     """Everybody's shard. A draw that leaves a client without a test part is drawn again.
 
     Skewed draws over many clients often do; refusing them would leave strong skew to large data.
@@ -106,7 +132,7 @@ def _divided(pool: Pool, spec: str | Partitioner, config: TrainConfig) -> list[S
     for draw in range(draws):
         try:
             assigned = partition(pool, spec, config, draw)
-            shards = _split(pool, assigned, config)
+            shards = _split(pool, assigned, config, key)
         except ConfigError as error:
             if draw == draws - 1 or error.option not in ("partition", "test_fraction"):
                 raise
@@ -117,7 +143,15 @@ def _divided(pool: Pool, spec: str | Partitioner, config: TrainConfig) -> list[S
     raise AssertionError("a loop over at least one draw ends inside it")
 
 
-def _split(pool: Pool, assigned: list[np.ndarray], config: TrainConfig) -> list[Shard]:
+def _split(
+    pool: Pool, assigned: list[np.ndarray], config: TrainConfig, key: bytes | None
+) -> list[Shard]:
+    if key is not None:
+        fraction = config.test_fraction
+        return [
+            split_shard_privately(rows, k, key, fraction, pool.groups)
+            for k, rows in enumerate(assigned)
+        ]
     if pool.groups is not None:
         return _split_by_group(pool, pool.groups, assigned, config)
     return [

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data.columns import (
@@ -163,8 +163,11 @@ def _read(
     if not generation or config.label_column is not None:
         label_column = config.label_column or "label"
         require(rows, "label_column", label_column)
-        labels, label_names = labels_of(rows, label_column, names)
-        if names is None and len(set(labels.tolist())) < 2:
+        declared = config.label_names is not None
+        if config.dp_epsilon is not None and not generation:
+            _check_declared(rows, label_column, config)
+        labels, label_names = labels_of(rows, label_column, names or config.label_names, declared)
+        if names is None and not declared and len(set(labels.tolist())) < 2:
             raise ConfigError(
                 "label_column", f"all rows have the same {label_column!r}", "name another column"
             )
@@ -173,6 +176,16 @@ def _read(
         require(rows, "group_column", group_column)
         groups = np.asarray([str(value) for value in rows[group_column]])
     return Pool(rows, texts, labels, groups, label_names, answer)
+
+
+def _check_declared(rows: Dataset, column: str, config: TrainConfig) -> None:
+    """A set of classes that is read off the labels tells of a single record."""
+    if config.label_names is None and not isinstance(rows.features[column], ClassLabel):
+        raise ConfigError(
+            "label_names",
+            f"with dp_epsilon the classes have to be declared, and column {column!r} declares none",
+            "give them in order, such as label_names='negative,positive'",
+        )
 
 
 def _check_texts(rows: Dataset, option: str, columns: tuple[str, ...]) -> None:

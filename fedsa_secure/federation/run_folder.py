@@ -1,6 +1,7 @@
 """The layout of a run folder.
 
 config.toml         the resolved configuration
+split.key           secret that splits train from test; of a private run, its owner's alone (0600)
 history.jsonl       one record per round
 timings.jsonl       seconds per round and phase
 checkpoint/         the last complete round (see ``checkpoint``)
@@ -22,7 +23,8 @@ from fedsa_secure.errors import CheckpointError, ConfigError
 from fedsa_secure.federation.evaluation import ClientMetrics
 from fedsa_secure.files import is_leftover, write_atomic
 
-_CONFIG, _RESULT = "config.toml", "result.json"
+_CONFIG, _RESULT, _SPLIT_KEY = "config.toml", "result.json", "split.key"
+_KEY_BYTES = 32
 OBJECT = "object:"
 """Marks a model, data set or partitioner that was given as an object and not by name."""
 
@@ -118,6 +120,27 @@ class RunFolder:
             raise CheckpointError(
                 f"{path} is damaged: {error}; remove it and resume the run to make it again"
             ) from error
+
+    def write_split_key(self, key: bytes) -> None:
+        """Keep the secret that splits train from test, readable by its owner alone."""
+        write_atomic(self.path / _SPLIT_KEY, key, mode=0o600)
+
+    def read_split_key(self) -> bytes | None:
+        """The secret that splits train from test, or None if the folder has none.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        path = self.path / _SPLIT_KEY
+        try:
+            key = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        if len(key) != _KEY_BYTES:
+            raise CheckpointError(f"{path} is damaged: it has {len(key)} bytes, not {_KEY_BYTES}")
+        return key
 
     def _require_free(self) -> None:
         path = self.path

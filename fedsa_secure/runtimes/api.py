@@ -57,6 +57,8 @@ def train(
     config = TrainConfig.build(**given.options(), **options)
     prepared = prepare(given, config)
     folder = RunFolder.create(prepared.config)
+    if prepared.split_key is not None:
+        folder.write_split_key(prepared.split_key)
     return _simulate(prepared, folder, observers, fresh=True)
 
 
@@ -88,7 +90,8 @@ def resume(
     given = Given(model, dataset, partition, tokenizer)
     if folder.read_summary() is not None:
         return _open(folder, config, given)
-    return _simulate(prepare(given, config), folder, observers, fresh=False)
+    prepared = prepare(given, config, _split_key(folder, config))
+    return _simulate(prepared, folder, observers, fresh=False)
 
 
 def evaluate(
@@ -105,7 +108,8 @@ def evaluate(
     """
     folder, config = RunFolder.open(Path(path))
     _finished(folder)
-    prepared = prepare(Given(model, dataset, partition, tokenizer), config)
+    given = Given(model, dataset, partition, tokenizer)
+    prepared = prepare(given, config, _split_key(folder, config))
     simulation = Simulation(prepared.config, prepared.model, prepared.data, folder)
     simulation.restore()
     summary = RunSummary(
@@ -140,6 +144,17 @@ def _simulate(
         simulation.restore()
     summary = simulation.run()
     return Run(folder, prepared.config, summary, prepared.model, prepared.tokenizer)
+
+
+def _split_key(folder: RunFolder, config: TrainConfig) -> bytes | None:
+    """The key of a private run: under another one, rows that were tested would be trained on."""
+    key = folder.read_split_key()
+    if key is None and config.dp_epsilon is not None:
+        raise CheckpointError(
+            f"{folder.path} is a private run without its split.key, so it cannot be told which "
+            "rows were for the test; put the file back, or start a new run"
+        )
+    return key
 
 
 def _open(folder: RunFolder, config: TrainConfig, given: Given) -> Run:

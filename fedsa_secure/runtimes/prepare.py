@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedsa_secure.adapters import (
     AdaptedModel,
     AdapterSettings,
+    PeftAdapter,
     attach,
     load_pretrained,
     load_tokenizer,
     read_peft_adapter,
 )
 from fedsa_secure.config import TrainConfig
+from fedsa_secure.csprng import derive_key
 from fedsa_secure.data import FederatedData, collate, divide, encode_division, pad_token
-from fedsa_secure.errors import AdapterError, ConfigError
+from fedsa_secure.errors import AdapterError, ConfigError, PrivacyError
 from fedsa_secure.federation.local_training import method_of
 from fedsa_secure.federation.run_folder import OBJECT
 from fedsa_secure.federation.secure_aggregation import check_options
@@ -97,20 +100,32 @@ class Given:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a run needs, and its configuration with all choices made."""
+    """Everything a run needs, and its configuration with all choices made.
+
+    ``split_key`` is the secret that splits train from test in a private run, else None.
+    """
 
     config: TrainConfig
     model: AdaptedModel
     data: FederatedData
     tokenizer: Any
+    split_key: bytes | None = None
 
 
-def prepare(given: Given, config: TrainConfig) -> Prepared:
-    """Everything that can be refused is refused here, before anything is written."""
+def prepare(given: Given, config: TrainConfig, split_key: bytes | None = None) -> Prepared:
+    """Everything that can be refused is refused here, before anything is written.
+
+    Args:
+        given: what the user passed.
+        config: the options.
+        split_key: that of a private run that was begun before; None draws a new one.
+    """
     find_method(config.method, config.head)
     _device(config.device)
     config = with_initial_adapter(config)
-    division = divide(given.pick("dataset", config), given.pick("partition", config), config)
+    split_key = _split_key(config, split_key)
+    source, spec = given.pick("dataset", config), given.pick("partition", config)
+    division = divide(source, spec, config, split_key)
     method = method_of(config, division.generation)
     task = "generation" if division.generation else "classification"
     labels = None if division.generation else len(division.label_names)
@@ -129,7 +144,18 @@ def prepare(given: Given, config: TrainConfig) -> Prepared:
         check_options(config, method)
     if config.compile:
         adapted.compile()
-    return Prepared(config, adapted, data, tokenizer)
+    return Prepared(config, adapted, data, tokenizer, split_key)
+
+
+def _split_key(config: TrainConfig, given: bytes | None) -> bytes | None:
+    """From the operating system: the server knows the seed, and must not know who is tested."""
+    if config.dp_epsilon is None:
+        return None
+    if given is not None:
+        return given
+    if config.dp_test_seed is not None:
+        return derive_key(config.dp_test_seed.to_bytes(8, "big"), b"", b"fedsa-secure split key")
+    return os.urandom(32)
 
 
 def with_initial_adapter(config: TrainConfig) -> TrainConfig:
@@ -137,13 +163,16 @@ def with_initial_adapter(config: TrainConfig) -> TrainConfig:
 
     Raises:
         ConfigError: if the adapter cannot be read, or an option says otherwise.
+        PrivacyError: if the run is private and the adapter is one client's own.
     """
     if config.initial_adapter is None:
         return config
     source = config.initial_adapter
     if Path(source).is_dir():
         source = str(Path(source).resolve())  # a run is opened from other places, too
-    settings = read_peft_adapter(source).settings
+    start = read_peft_adapter(source)
+    settings = start.settings
+    _check_private_start(config, start)
     found: dict[str, Any] = {
         "initial_adapter": source,
         "adapter": settings.kind,
@@ -162,6 +191,34 @@ def with_initial_adapter(config: TrainConfig) -> TrainConfig:
                 "leave the option out, or start from another adapter",
             )
     return TrainConfig.build(**{**config.model_dump(exclude_unset=True), **found})
+
+
+def _check_private_start(config: TrainConfig, start: PeftAdapter) -> None:
+    """With differential privacy, starting weights have to be public.
+
+    Raises:
+        PrivacyError: if the start is one client's own.
+        ConfigError: if B is to start at a random matrix.
+    """
+    if config.dp_epsilon is None:
+        return
+    if start.personal:
+        raise PrivacyError(
+            "initial_adapter",
+            f"{start.source} holds a client's own adapter, which was trained without noise",
+            "start from public weights",
+        )
+    if _has_frozen_b(config):
+        raise ConfigError(
+            "dp_release",
+            "frozen-b draws B at random and starts A at zero, which an initial_adapter would undo",
+            "take dp_release='twin', or leave initial_adapter out",
+        )
+
+
+def _has_frozen_b(config: TrainConfig) -> bool:
+    private = config.dp_epsilon is not None and config.dp_unit == "record"
+    return private and config.dp_release == "frozen-b"
 
 
 def _clients_per_pass(
@@ -247,6 +304,7 @@ def _settings(config: TrainConfig) -> AdapterSettings:
         target_modules=config.target_modules,
         private=find_method(config.method, config.head).has_private_adapter,
         projection_key=derive(config.seed, "projections") % 2**31,
+        frozen_b=_has_frozen_b(config),
     )
 
 
