@@ -293,11 +293,11 @@ def test_impossible_skew_is_refused_after_all_draws():
 def test_draw_without_a_test_part_is_repeated(monkeypatch):
     tried, split = [], federated._split
 
-    def refuse_twice(pool, assigned, config):
+    def refuse_twice(pool, assigned, config, key):
         tried.append(assigned)
         if len(tried) < 3:
             raise ConfigError("test_fraction", "client 0 has no test part")
-        return split(pool, assigned, config)
+        return split(pool, assigned, config, key)
 
     monkeypatch.setattr(federated, "_split", refuse_twice)
     config = TrainConfig(clients=3, common_rows=0)
