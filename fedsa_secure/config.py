@@ -217,8 +217,8 @@ class TrainConfig(BaseModel):
         description="folder of the ledgers of data sets [default: $FEDSA_SECURE_HOME, or "
         "~/.fedsa_secure]",
     )
-    dp_control: Literal["none", "noise"] = Field(
-        "none", description="noise: a control whose private part sees no data, only noise"
+    dp_control: Literal["noise"] | None = Field(
+        None, description="noise: a control whose private part sees no data, only noise"
     )
     dp_test_seed: int | None = Field(
         None,
