@@ -24,7 +24,7 @@ class RoundRecord(BaseModel):
         clients: who was invited.
         learning_rate: at the first step of the round; of the head if only that is trained.
         loss: mean over the survivors of their mean training loss, each counted as 64 at most
-            in secure aggregation; None if the round was lost.
+            in secure aggregation; None if the round was lost, and in private runs.
         uplink_bytes: of the vector that each of them sent.
         downlink_bytes: that each of them received.
         test_loss: mean over all clients of the personal model on its own test part, if measured.
@@ -33,7 +33,10 @@ class RoundRecord(BaseModel):
         survivors: whose updates are in the mean; nobody's if the round was lost.
         attempts: how often the round was tried.
         aborts: why attempts ended, in order.
-        clipped: values of all updates that were beyond the range of the fixed point.
+        clipped: values of all updates that were beyond the range of the fixed point; not sent, and
+            0, in a private run.
+        epsilon: certified ε of the client that has released most so far; None without
+            differential privacy, or where noise was not secret.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +54,7 @@ class RoundRecord(BaseModel):
     attempts: int = 1
     aborts: tuple[str, ...] = ()
     clipped: int = 0
+    epsilon: float | None = None
 
 
 def best_round(records: list[RoundRecord]) -> RoundRecord | None:
@@ -109,6 +113,11 @@ class History:
     def __init__(self, folder: Path) -> None:
         self._path, self._timings = folder / HISTORY, folder / TIMINGS
 
+    @property
+    def length(self) -> int:
+        """Bytes of the records so far, which a checkpoint remembers."""
+        return self._path.stat().st_size if self._path.exists() else 0
+
     def append(self, record: RoundRecord) -> int:
         """Write a record; returns the length of the file, which a checkpoint remembers."""
         return append_line(self._path, record.model_dump_json())
@@ -123,7 +132,7 @@ class History:
         Raises:
             CheckpointError: if the file is shorter than it was at the checkpoint.
         """
-        found = self._path.stat().st_size if self._path.exists() else 0
+        found = self.length
         if found < length:
             raise CheckpointError(
                 f"{self._path} has {found} bytes, but the checkpoint was taken at {length}; "

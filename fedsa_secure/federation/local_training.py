@@ -45,6 +45,10 @@ class ClientState:
     moments: NamedTensors = field(default_factory=dict)
     steps: int = 0
 
+    def tensors(self, shared: NamedTensors) -> NamedTensors:
+        """All trained tensors of the client's model: shared, and its own as far as it has them."""
+        return {**shared, **self.twin, **self.personal}
+
 
 @dataclass(frozen=True)
 class ClientResult:

@@ -73,9 +73,7 @@ def personalize(
     ]
 
 
-def _rates(
-    model: AdaptedModel, method: Method, config: TrainConfig, step: int
-) -> dict[str, float]:
+def _rates(model: AdaptedModel, method: Method, config: TrainConfig, step: int) -> dict[str, float]:
     factor = rate_factor(config.schedule, step, config.personal_steps)
     head = set(model.names([Role.HEAD]))
     head_rate = config.head_learning_rate or config.learning_rate

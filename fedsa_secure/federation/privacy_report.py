@@ -1,11 +1,8 @@
 """What a private run promises, in numbers and in words."""
 
-from collections.abc import Sequence
-
 from pydantic import BaseModel, ConfigDict
 
 from fedsa_secure.config import TrainConfig
-from fedsa_secure.federation.mechanism import Mechanism
 
 
 class PrivacyReport(BaseModel):
@@ -44,41 +41,6 @@ class PrivacyReport(BaseModel):
     statement: str = ""
 
 
-def report_of(
-    config: TrainConfig,
-    mechanism: Mechanism,
-    rounds: Sequence[int],
-    lifetime: dict[str, float],
-    stopped: str | None = None,
-) -> PrivacyReport:
-    """The report of a run.
-
-    Args:
-        config: the resolved configuration.
-        mechanism: its public constants.
-        rounds: in how many each client released something.
-        lifetime: certified ε by data set.
-        stopped: why the run ended early.
-    """
-    spent = {taken: mechanism.epsilon(taken) for taken in set(rounds)}
-    secret = config.dp_test_seed is None
-    report = PrivacyReport(
-        epsilon=max(spent.values(), default=0.0) if secret else None,
-        delta=config.dp_delta,
-        unit=config.dp_unit,
-        release=config.dp_release if mechanism.record else "update",
-        noise=config.dp_noise,
-        noise_multiplier=mechanism.noise_multiplier,
-        clip_norm=mechanism.clip_norm,
-        sampling_rate=mechanism.sampling_rate,
-        steps=max(rounds, default=0) * mechanism.steps,
-        by_client={client: spent[taken] for client, taken in enumerate(rounds)} if secret else {},
-        lifetime=lifetime if secret else {},
-        stopped=stopped,
-    )
-    return report.model_copy(update={"statement": statement(report, config)})
-
-
 NOT_COVERED = (
     "Not covered: the personal B and head, which stay with the client; metrics a client chooses to "
     "publish, and the scores that a simulation prints; sizes, timing, participation; the gap "
@@ -115,7 +77,9 @@ def statement(report: PrivacyReport, config: TrainConfig) -> str:
 
 def _against(report: PrivacyReport, config: TrainConfig) -> str:
     if report.noise == "distributed":
-        colluders = "the assumed number of" if config.colluders is None else f"at most {config.colluders}"
+        colluders = (
+            "the assumed number of" if config.colluders is None else f"at most {config.colluders}"
+        )
         return (
             f"against the server with {colluders} colluding clients, computationally, with at least "
             "the minimum of survivors in every sum"

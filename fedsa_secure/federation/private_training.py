@@ -162,7 +162,7 @@ def _parts(
         batch = collate(data.rows, segments, device, fill)
         own_keys = None if keys is None else _keys_of(keys, chosen, batch).to(device)
         # A control without data: every record counts nothing, as in an empty batch.
-        real = batch.real if config.dp_control == "none" else torch.zeros_like(batch.real)
+        real = batch.real if config.dp_control is None else torch.zeros_like(batch.real)
         yield PartialBatch(_losses(model, batch, own_keys), real)
 
 

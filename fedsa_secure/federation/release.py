@@ -1,5 +1,6 @@
 """``privatise``: what clients send in a private run, noised, stored, counted, and only then sent."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedsa_secure.federation.checkpoint import StateStore
 from fedsa_secure.federation.encoding import Layout
 from fedsa_secure.federation.local_training import ClientResult, train_clients
 from fedsa_secure.federation.mechanism import Mechanism
+from fedsa_secure.federation.privacy_report import PrivacyReport, statement
 from fedsa_secure.federation.private_training import (
     PrivateTurn,
     released_method,
@@ -32,6 +34,7 @@ from fedsa_secure.privacy import (
     gaussian_update,
     home_folder,
     require_budget,
+    spent,
 )
 from fedsa_secure.types import NamedTensors
 
@@ -102,23 +105,66 @@ class Release:
                 self._uploads.put(upload)
                 found[upload.event.client] = upload
             for client in group:
-                upload = found[client]
-                assert upload is not None  # noqa: S101 - for mypy
-                self._count(upload)
-                store.put(client, upload.state, round_number)
-                yield Contribution(client, upload.update, None, rounding_key=upload.key)
+                ready = found[client]
+                assert ready is not None  # noqa: S101 - for mypy
+                self._count(ready)
+                store.put(client, ready.state, round_number)
+                yield Contribution(client, ready.update, None, rounding_key=ready.key)
 
     def forget(self, last_round: int) -> None:
         """Stored uploads up to this round are not needed any more."""
         self._uploads.forget(last_round)
 
-    def events(self) -> list[LedgerEvent]:
-        """Everything that the run has spent."""
-        return self._ledger.events()
+    @property
+    def epsilon(self) -> float | None:
+        """Certified ε of the client with most releases so far; None if noise was not secret."""
+        if self._config.dp_test_seed is not None:
+            return None
+        return self.mechanism.epsilon(max(self._rounds().values(), default=0))
+
+    def report(self, stopped: str | None = None) -> PrivacyReport:
+        """What the run promises, as far as it got.
+
+        Args:
+            stopped: why it ended early.
+        """
+        config, mechanism, rounds = self._config, self.mechanism, self._rounds()
+        spent_here = {taken: mechanism.epsilon(taken) for taken in set(rounds.values())}
+        secret = config.dp_test_seed is None
+        report = PrivacyReport(
+            epsilon=self.epsilon,
+            delta=config.dp_delta,
+            unit=config.dp_unit,
+            release=config.dp_release if mechanism.record else "update",
+            noise=config.dp_noise,
+            noise_multiplier=mechanism.noise_multiplier,
+            clip_norm=mechanism.clip_norm,
+            sampling_rate=mechanism.sampling_rate,
+            steps=max(rounds.values()) * mechanism.steps,
+            by_client={k: spent_here[taken] for k, taken in rounds.items()} if secret else {},
+            lifetime=self._lifetimes() if secret else {},
+            stopped=stopped,
+        )
+        return report.model_copy(update={"statement": statement(report, config)})
+
+    def _rounds(self) -> dict[int, int]:
+        """In how many rounds each client has released something."""
+        events = Counter(event.client for event in self._ledger.events())
+        return {client: events[client] for client in range(len(self._data.shards))}
+
+    def _lifetimes(self) -> dict[str, float]:
+        """Certified ε of each data set over all runs."""
+        delta, found = self._config.dp_delta, {}
+        for client in range(len(self._data.shards)):
+            events = self.lifetime(client).events()
+            found[data_set_of(self._config, client)] = spent(events, delta)
+        return found
 
     def lifetime(self, client: int) -> DataSetLedger:
         """What the data set of a client has spent in all runs."""
-        return DataSetLedger.open(home_folder(self._config.dp_home), data_set_of(self._config, client))
+        return DataSetLedger.open(
+            home_folder(self._config.dp_home), data_set_of(self._config, client)
+        )
 
     def _turns(
         self,
@@ -181,12 +227,16 @@ class Release:
         self, client: int, round_number: int, secret: TurnSecret, digest: str
     ) -> LedgerEvent:
         mechanism, noise = self.mechanism, self.mechanism.discrete
-        discrete = {} if noise is None else {
-            "mechanism": "skellam",
-            "variance": noise.total_variance,
-            "sensitivity_l1": noise.sensitivity_l1,
-            "sensitivity_l2": noise.sensitivity_l2,
-        }
+        discrete = (
+            {}
+            if noise is None
+            else {
+                "mechanism": "skellam",
+                "variance": noise.total_variance,
+                "sensitivity_l1": noise.sensitivity_l1,
+                "sensitivity_l2": noise.sensitivity_l2,
+            }
+        )
         return LedgerEvent(
             id=secret.id,
             run=self._run,
@@ -208,7 +258,10 @@ class Release:
             return
         planned = self._event(client, round_number, TurnSecret.fresh(), "0" * 64)
         require_budget(
-            self.lifetime(client), [planned], self._config.dp_delta, self._config.dp_lifetime_epsilon
+            self.lifetime(client),
+            [planned],
+            self._config.dp_delta,
+            self._config.dp_lifetime_epsilon,
         )
 
     def _count(self, upload: Upload) -> None:

@@ -85,6 +85,8 @@ class Run:
         self._folder, self._model, self._tokenizer = folder, model, tokenizer
         self.config = config
         self.label_names = summary.label_names
+        self.privacy = summary.privacy
+        """What the run promises about a record or a client; None without dp_epsilon."""
         self.clients = [Client(self, m.client, m) for m in summary.clients]
         self._store = StateStore(folder.checkpoint, in_memory=False)
         restored = self._store.restore()
@@ -103,6 +105,11 @@ class Run:
     def path(self) -> Path:
         """The run folder."""
         return self._folder.path
+
+    @property
+    def epsilon(self) -> float | None:
+        """Certified ε of what was released; None without noise, or with noise from a seed."""
+        return None if self.privacy is None else self.privacy.epsilon
 
     @property
     def metrics(self) -> list[ClientMetrics]:
@@ -166,7 +173,7 @@ class Run:
 
     def client_tensors(self, client: int) -> NamedTensors:
         """All trained tensors of one client by name, without client axis."""
-        return {**self._shared, **self._store.get(client).personal}
+        return self._store.get(client).tensors(self._shared)
 
     def predict(self, client: int, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[str]:
         """Classes that one client's personal model gives; see ``Client.predict``."""

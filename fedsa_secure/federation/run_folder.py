@@ -4,6 +4,8 @@ config.toml         the resolved configuration
 split.key           secret that splits train from test; of a private run, its owner's alone (0600)
 history.jsonl       one record per round
 timings.jsonl       seconds per round and phase
+ledger.jsonl        private runs: what every client has spent
+uploads/            private runs: finished updates of a round that is not complete
 checkpoint/         the last complete round (see ``checkpoint``)
 tensorboard/        event files, where tensorboard is installed
 result.json         metrics of every client; there when the run is finished
@@ -21,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fedsa_secure.config import TrainConfig, read_options
 from fedsa_secure.errors import CheckpointError, ConfigError
 from fedsa_secure.federation.evaluation import ClientMetrics
+from fedsa_secure.federation.privacy_report import PrivacyReport
 from fedsa_secure.files import is_leftover, write_atomic
 
 _CONFIG, _RESULT, _SPLIT_KEY = "config.toml", "result.json", "split.key"
@@ -36,6 +39,7 @@ class RunSummary(BaseModel):
 
     label_names: tuple[str, ...]
     clients: tuple[ClientMetrics, ...]
+    privacy: PrivacyReport | None = None
 
 
 class RunFolder:

@@ -21,6 +21,7 @@ from fedsa_secure.privacy.ledger import (
     LedgerEvent,
     home_folder,
     require_budget,
+    spent,
 )
 from fedsa_secure.privacy.optimizer import ClientDPOptimizer, ClipGroup
 from fedsa_secure.privacy.private_step import PartialBatch, PrivateStep
@@ -54,4 +55,5 @@ __all__ = [
     "representable_rate",
     "require_budget",
     "skellam_epsilon_of",
+    "spent",
 ]

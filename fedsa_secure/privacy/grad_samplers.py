@@ -108,7 +108,7 @@ def _grouped(x: Tensor, right: Tensor) -> Tensor:
 
 
 def _scaled(x: Tensor, scale: Tensor) -> Tensor:
-    """x times the vector of the client that each row belongs to. [row, token, m]"""
+    """X times the vector of the client that each row belongs to. [row, token, m]"""
     segments = x.reshape(scale.shape[0], -1, x.shape[-1])
     return (segments * scale.unsqueeze(1).to(x.dtype)).view_as(x)
 

@@ -149,7 +149,9 @@ def _require_all_noised(module: nn.Module, groups: Sequence[ClipGroup]) -> None:
 def _require_moved(before: list[Tensor], optimizer: ClientDPOptimizer) -> None:
     # A wrapped optimizer can hold other tensors than the model and then train nothing.
     if all(torch.equal(old, new) for old, new in zip(before, optimizer.params, strict=True)):
-        raise PrivacyError("optimizer", "its first step moved no parameter", "check its learning rate")
+        raise PrivacyError(
+            "optimizer", "its first step moved no parameter", "check its learning rate"
+        )
 
 
 def _forget(watched: GradSampleModule) -> None:

@@ -4,9 +4,11 @@ import copy
 import logging
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from flwr_datasets.partitioner import Partitioner
@@ -27,10 +29,13 @@ from fedsa_secure.csprng import derive_key
 from fedsa_secure.data import FederatedData, collate, divide, encode_division, pad_token
 from fedsa_secure.errors import AdapterError, ConfigError, PrivacyError
 from fedsa_secure.federation.local_training import method_of
+from fedsa_secure.federation.mechanism import calibrated
+from fedsa_secure.federation.private_options import check_private_options
 from fedsa_secure.federation.run_folder import OBJECT
 from fedsa_secure.federation.secure_aggregation import check_options
 from fedsa_secure.federation.stacking import clients_per_pass
 from fedsa_secure.methods import Method, find_method
+from fedsa_secure.privacy import refuse_dependent_rows, refuse_mixing
 from fedsa_secure.streams import derive
 
 _log = logging.getLogger(__name__)
@@ -142,6 +147,8 @@ def prepare(given: Given, config: TrainConfig, split_key: bytes | None = None) -
     )
     if config.secure_aggregation:
         check_options(config, method)
+    if config.dp_epsilon is not None:
+        config = _with_privacy(config, method, adapted, data)
     if config.compile:
         adapted.compile()
     return Prepared(config, adapted, data, tokenizer, split_key)
@@ -156,6 +163,28 @@ def _split_key(config: TrainConfig, given: bytes | None) -> bytes | None:
     if config.dp_test_seed is not None:
         return derive_key(config.dp_test_seed.to_bytes(8, "big"), b"", b"fedsa-secure split key")
     return os.urandom(32)
+
+
+def _with_privacy(
+    config: TrainConfig, method: Method, model: AdaptedModel, data: FederatedData
+) -> TrainConfig:
+    """The configuration with its noise multiplier, after everything that could be refused.
+
+    Raises:
+        PrivacyError: naming the option, operator or model that breaks the promise.
+    """
+    check_private_options(config, method, [len(shard.train) for shard in data.shards])
+    if config.dp_unit == "record":
+        refuse_mixing(model.model)
+        rows = data.shards[0].train
+        batches = [np.append(rows[:3], row) for row in rows[[3 % len(rows), -1]]]
+        model.load([{}], trained=())
+        first, other = (
+            partial(model, collate(data.rows, [batch], model.device).inputs) for batch in batches
+        )
+        refuse_dependent_rows(first, other)
+    values = sum(model.initial[name].numel() for name in model.names(method.shared))
+    return config.replace(dp_noise_multiplier=calibrated(config, values))
 
 
 def with_initial_adapter(config: TrainConfig) -> TrainConfig:

@@ -4,11 +4,13 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 from fedsa_secure.adapters import AdaptedModel, save_peft_adapter
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.data import FederatedData
-from fedsa_secure.errors import CheckpointError, DivergedError
+from fedsa_secure.errors import BudgetExceededError, CheckpointError, DivergedError
 from fedsa_secure.federation.aggregation import (
     Aggregation,
     ClearAggregation,
@@ -26,7 +28,10 @@ from fedsa_secure.federation.local_training import (
     optimizer_settings,
     train_clients,
 )
+from fedsa_secure.federation.mechanism import Mechanism
 from fedsa_secure.federation.observer import Observer
+from fedsa_secure.federation.personalization import personalize
+from fedsa_secure.federation.release import Release
 from fedsa_secure.federation.run import check_origin
 from fedsa_secure.federation.run_folder import RunFolder, RunSummary, config_digest
 from fedsa_secure.federation.secure_aggregation import SecureAggregation
@@ -67,8 +72,12 @@ class Simulation:
             name: model.initial[name] for name in model.names(self._method.shared)
         }
         self._layout = Layout.of(self._shared)
+        self._mechanism = (
+            None if config.dp_epsilon is None else Mechanism.of(config, self._layout.size)
+        )
         self._origin = Origin(config_digest(config), data.fingerprint, model.fingerprint)
         self._aggregation = self._make_aggregation()
+        self._release = self._make_release()
         self._seconds_train = 0.0
         self._done = 0
         self._metrics: list[ClientMetrics] | None = None
@@ -103,10 +112,20 @@ class Simulation:
                 record, timing = self._round(round_number)
                 for observer in self._observers:
                     observer.round_finished(record, timing)
+        except BudgetExceededError as error:
+            self._stop_early(error)
+            raise
         finally:
             for observer in self._observers:
                 observer.finished()
         return self._finish()
+
+    def _stop_early(self, error: BudgetExceededError) -> None:
+        """Save the last good model as the result of a run that may not go on."""
+        if self._done:
+            self._personalize()
+            self._store.commit(self._done, self._shared, self._origin, self._history.length)
+            self._finish(str(error))
 
     def evaluate(self, elsewhere: bool = True) -> list[ClientMetrics]:
         """Metrics of all personal models as they are now, elsewhere than at home as well or not."""
@@ -134,7 +153,7 @@ class Simulation:
 
     def client_tensors(self, client: int) -> NamedTensors:
         """All trained tensors of one client as they are now, the shared ones included."""
-        return {**self._shared, **self._store.get(client).personal}
+        return self._store.get(client).tensors(self._shared)
 
     @property
     def _per_pass(self) -> int:
@@ -154,20 +173,25 @@ class Simulation:
             clients,
             None if last else self._cohort(round_number + 1),
             self._shared,
-            lambda chosen: self._train(chosen, round_number),
+            lambda chosen: self._contributions(chosen, round_number),
         )
         if outcome.mean is not None and self._shared:
             self._shared = apply_mean(self._shared, self._layout, outcome.mean)
         seconds_aggregate = clock.lap() - self._seconds_train
         metrics = None
-        if last or round_number % config.evaluate_every == 0:
+        if last:
+            self._personalize()
+        if last or (round_number % config.evaluate_every == 0 and not self._twins):
             metrics = self.evaluate(elsewhere=last)
             self._metrics = metrics if last else None
         seconds_evaluate = clock.lap()
         record = self._record(round_number, clients, outcome, metrics)
         length = self._history.append(record)
-        if last or round_number % config.checkpoint_every == 0:
+        # Of a private run nothing that was counted is to be made again, so every round is kept.
+        if last or self._release or round_number % config.checkpoint_every == 0:
             self._store.commit(round_number, self._shared, self._origin, length)
+            if self._release:
+                self._release.forget(round_number)
         timing = RoundTiming(
             round=round_number,
             train=self._seconds_train,
@@ -194,16 +218,67 @@ class Simulation:
             return ClearAggregation()
         return SecureAggregation(self._config, self._layout, self._cohort, self._update_range)
 
+    @property
+    def _twins(self) -> bool:
+        """Whether personal models come into being after the last round only."""
+        return self._release is not None and self._release.mechanism.record
+
+    def _make_release(self) -> Release | None:
+        if self._mechanism is None:
+            return None
+        return Release(
+            self._config,
+            self._mechanism,
+            self._model,
+            self._method,
+            self._data,
+            self._layout,
+            self._folder.path,
+            self._per_pass,
+        )
+
+    def _personalize(self) -> None:
+        """The personal part of a private run, on top of what is released."""
+        if not self._twins:
+            return
+        for group in passes(list(range(len(self._data.shards))), self._per_pass):
+            turns = [(client, self._store.get(client)) for client in group]
+            states = personalize(
+                self._model, self._method, self._config, self._data, self._shared, turns
+            )
+            for client, state in zip(group, states, strict=True):
+                self._store.put(client, state, self._config.rounds + 1)
+
     def _update_range(self, round_number: int, shared: NamedTensors) -> float:
         """Bound on a value of an update in this round; public."""
-        config = self._config
+        config, private = self._config, self._mechanism
+        if private is not None and not private.record and config.update_range is None:
+            return private.largest_update()
+        settings = optimizer_settings(config)
+        if private is not None and private.record:
+            fewest = min(len(shard.train) for shard in self._data.shards)
+            settings = replace(settings, max_grad_norm=private.largest_gradient(fewest))
         by_step = [
             learning_rates(self._model, self._method, config, round_number, step)
             for step in range(config.local_steps)
         ]
         rates = [max(rates[name] for name in shared) for rates in by_step]
         largest = max(float(tensor.abs().max()) for tensor in shared.values())
-        return update_range(config, optimizer_settings(config), rates, largest)
+        return update_range(config, settings, rates, largest)
+
+    def _contributions(self, clients: Sequence[int], round_number: int) -> Iterator[Contribution]:
+        """What these clients send, one at a time and in the order given."""
+        if self._release is None:
+            yield from self._train(clients, round_number)
+            return
+        clock = _Clock()
+        shared, store = self._shared, self._store
+        for each in self._release.contributions(
+            clients, round_number, shared, store, partial(_check_finite, round_number=round_number)
+        ):
+            self._seconds_train += clock.lap()
+            yield each
+            clock.lap()
 
     def _train(self, clients: Sequence[int], round_number: int) -> Iterator[Contribution]:
         """What these clients have to say, one at a time and in the order given.
@@ -259,9 +334,10 @@ class Simulation:
             attempts=outcome.attempts,
             aborts=outcome.aborts,
             clipped=outcome.clipped,
+            epsilon=None if self._release is None else self._release.epsilon,
         )
 
-    def _finish(self) -> RunSummary:
+    def _finish(self, stopped: str | None = None) -> RunSummary:
         """Write every client's adapter, then the result that marks the run as finished."""
         metrics = self._metrics if self._metrics is not None else self.evaluate()
         for client in range(len(self._data.shards)):
@@ -272,14 +348,24 @@ class Simulation:
                     self._folder.adapter(client),
                     self._config.model,
                 )
-        summary = RunSummary(label_names=self._data.label_names, clients=tuple(metrics))
+        summary = RunSummary(
+            label_names=self._data.label_names,
+            clients=tuple(metrics),
+            privacy=None if self._release is None else self._release.report(stopped),
+        )
         self._folder.write_summary(summary)
         return summary
 
 
 def _check_finite(result: ClientResult, round_number: int) -> None:
-    tensors = [*result.shared.values(), *result.state.personal.values()]
-    if math.isfinite(result.loss) and all(bool(t.isfinite().all()) for t in tensors):
+    tensors = [
+        *result.shared.values(),
+        *result.state.personal.values(),
+        *result.state.twin.values(),
+    ]
+    if (result.loss is None or math.isfinite(result.loss)) and all(
+        bool(t.isfinite().all()) for t in tensors
+    ):
         return
     raise DivergedError(
         f"client {result.client} diverged in round {round_number}: its loss or a tensor that it "
