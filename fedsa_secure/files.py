@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,32 @@ def append_line(path: Path, line: str) -> int:
         file.flush()
         os.fsync(file.fileno())
         return file.tell()
+
+
+class FileLock:
+    """A file that one holder at a time has locked, until it lets go or its process ends.
+
+    Args:
+        path: the file, made with mode 0600 if it does not exist; its content is left alone.
+
+    Raises:
+        BlockingIOError: if another holder has it, in this process or another one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import fcntl  # not on every system, and needed for this class alone
+
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._release = weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release()
+            raise
+
+    def release(self) -> None:
+        """Let go; again is harmless."""
+        self._release()
 
 
 def sync_folder(folder: Path) -> None:

@@ -52,8 +52,8 @@ class Event(BaseModel):
 def certified_epsilon(events: Sequence[Event], delta: float) -> float:
     """ε of all events together, an upper bound.
 
-    Adjacency is zero-out: one record replaced by a null record (docs/privacy.md). Events may be
-    chosen adaptively, given what came before, as long as each is bounded by itself.
+    Adjacency is zero-out: one record replaced by a null record (docs/privacy.md). What an event
+    computes may depend on what earlier ones released; its parameters may not.
 
     Args:
         events: in any order; none of them cost nothing.
@@ -62,12 +62,7 @@ def certified_epsilon(events: Sequence[Event], delta: float) -> float:
     Raises:
         PrivacyError: if delta is too small for the arithmetic, or not below 1.
     """
-    if not _LEAST_DELTA <= delta < 1:
-        raise PrivacyError(
-            "dp_delta",
-            f"{delta:g} is outside [{_LEAST_DELTA:g}, 1), where double precision can certify it",
-            "choose a delta below one over the number of records",
-        )
+    _require_possible(delta)
     return _certify(_grouped(events), delta) if events else 0.0
 
 
@@ -102,6 +97,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
     """
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise PrivacyError("dp_epsilon", f"{epsilon:g} is not positive and finite")
+    _require_possible(delta)
     sigma = _rounded_up(_search(epsilon, delta, sampling_rate, steps))
     while sigma <= _MOST_NOISE:
         event = Event(steps=steps, sampling_rate=sampling_rate, noise_multiplier=sigma)
@@ -144,6 +140,15 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     return max(0.0, float(ndtr(-epsilon / mu + mu / 2)) - tail)
 
 
+def _require_possible(delta: float) -> None:
+    if not _LEAST_DELTA <= delta < 1:
+        raise PrivacyError(
+            "dp_delta",
+            f"{delta:g} is outside [{_LEAST_DELTA:g}, 1), where double precision can certify it",
+            "choose a delta below one over the number of records",
+        )
+
+
 def _grouped(events: Sequence[Event]) -> tuple[_Group, ...]:
     """Steps of equal noise and sampling together: their order does not matter for a fixed list."""
     steps: Counter[tuple[float, float]] = Counter()
@@ -168,7 +173,7 @@ def _certify(groups: tuple[_Group, ...], delta: float) -> float:
 
 def _bin_width(epsilon: float) -> float:
     """Finer below ε = 1, where a bin of 1e-4 shows; coarser above 10, where it only costs time."""
-    return _FINE * min(epsilon, 1.0) if epsilon <= 10 else 1e-5 * epsilon
+    return _FINE * min(3 * max(epsilon, 1e-4), 1.0) if epsilon <= 10 else 1e-5 * epsilon
 
 
 def _pld(groups: Sequence[_Group], delta: float, bin_width: float) -> float:
@@ -201,11 +206,14 @@ def _search(epsilon: float, delta: float, rate: float, steps: int) -> float:
     error = _SEARCH_ERROR * epsilon
 
     def excess(log_sigma: float) -> float:
-        middle = _prv(((rate, math.exp(log_sigma), steps),), delta, error) - error
+        groups = ((rate, math.exp(log_sigma), steps),)
+        middle = _prv(groups, delta, error) - error
+        if not math.isfinite(middle):  # so it is from an ε of some hundreds on
+            middle = _pld(groups, delta, error / 100)
         return math.log(min(max(middle / epsilon, 1e-3), 1e3))
 
     high = math.log(high)
-    low = high + math.log(max(rate, 1e-3))
+    low = min(max(high + math.log(rate), math.log(0.3)), high - math.log(2))  # PRV is slow below
     while excess(low) <= 0:
         low, high = low - math.log(2), low
     return math.exp(brentq(excess, low, high, xtol=1e-4))

@@ -4,15 +4,13 @@ docs/protocol.md §11. The folder belongs to one client of one run.
 """
 
 import hashlib
-import os
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from fedsa_secure.errors import ProtocolError, SecretsLost
-from fedsa_secure.files import sync_folder, write_atomic, writing
+from fedsa_secure.files import FileLock, sync_folder, write_atomic, writing
 from fedsa_secure.secagg.client_session import Answer, ClientSession, SessionState
 from fedsa_secure.secagg.states import Party
 
@@ -36,15 +34,11 @@ class FileJournal:
     """
 
     def __init__(self, folder: Path) -> None:
-        import fcntl  # not on every system, and needed for this class alone
-
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_folder(folder.parent)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, _PRIVATE)
-        self._unlock = weakref.finalize(self, os.close, handle)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = FileLock(folder / "lock")
         except BlockingIOError:
             raise SecretsLost(
                 f"{folder} is in use by another process of this client; two would mask twice with "
@@ -53,7 +47,7 @@ class FileJournal:
 
     def close(self) -> None:
         """Give the folder free for another process of this client."""
-        self._unlock()
+        self._lock.release()
 
     def save(self, state: SessionState, round_number: int, answer: Answer | None) -> None:
         """Have the state, and an answer of a round, on disk before this returns.
