@@ -25,8 +25,8 @@ from fedsa_secure.privacy.accounting import (
     prv_epsilon,
 )
 
-# Sampling rate, noise multiplier, steps, delta, ε by PLD of an independent run; the two accountants
-# of Microsoft (PRV) and the exact Gaussian formula agree with it to four digits.
+# Sampling rate, noise multiplier, steps, delta, ε by PLD of an independent run;
+# Microsoft's PRV accountant, or the exact Gaussian formula, agrees with it to four digits.
 TABLE = [
     (1.0, 11.7973, 10, 1e-5, 1.0000),
     (1.0, 1.8981, 10, 1e-5, 8.0000),
@@ -34,7 +34,7 @@ TABLE = [
     (0.01, 1.0, 1000, 1e-5, 1.8282),
     (0.01, 0.8, 10000, 1e-5, 10.0537),
     (0.1, 2.0, 500, 1e-6, 6.2167),
-    (0.004, 0.6, 5000, 1e-6, 7.2874),
+    pytest.param(0.004, 0.6, 5000, 1e-6, 7.2874, marks=pytest.mark.slow),
     (0.02, 0.5, 100, 1e-5, 9.6937),
 ]
 
@@ -100,7 +100,7 @@ def test_epsilon_and_delta_are_inverse(mu: float, delta: float) -> None:
     rate=st.sampled_from([0.1, 0.25, 1.0]),
     steps=st.sampled_from([10, 40]),
 )
-@settings(max_examples=3)
+@settings(max_examples=2)
 def test_noise_for_a_target_meets_it_and_little_more(
     epsilon: float, delta: float, rate: float, steps: int
 ) -> None:
@@ -201,7 +201,7 @@ def test_the_central_limit_accountant_is_never_used(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(opacus.accountants.GaussianAccountant, "__init__", forbidden)
     with pytest.raises(AssertionError, match="gdp was asked"):  # the trap works
         opacus.accountants.create_accountant("gdp")
-    assert noise_multiplier_for(2.0, 1e-5, 0.3, 9) > 0
+    assert noise_multiplier_for(1.0, 1e-5, 0.3, 2) > 0
 
 
 def test_no_code_names_another_accountant() -> None:

@@ -1,12 +1,12 @@
 """Ledgers: nothing acknowledged is lost, nothing damaged is read over, nothing overspent."""
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
-import signal
 import stat
-import subprocess
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -162,24 +162,27 @@ def test_lines_that_vanish_are_noticed(tmp_path: Path) -> None:
         ledger.append([event(2)])
 
 
-OTHER_PROCESS = """
-import sys
-from pathlib import Path
-from fedsa_secure.errors import CheckpointError
-from fedsa_secure.privacy.ledger import DataSetLedger
-try:
-    DataSetLedger.open(Path(sys.argv[1]), "wards")
-except CheckpointError as error:
-    print(error)
-else:
-    print("opened")
-"""
+# Forked, because a new interpreter takes seconds to import the accountants.
+FORKED = multiprocessing.get_context("fork")
+
+
+def open_elsewhere(home: Path, answers: Connection) -> None:
+    try:
+        DataSetLedger.open(home, "wards")
+    except CheckpointError as error:
+        answers.send(str(error))
+    else:
+        answers.send("opened")
 
 
 def test_two_processes_cannot_spend_the_same_budget(tmp_path: Path) -> None:
     def other() -> str:
-        command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        receive, send = FORKED.Pipe(duplex=False)
+        process = FORKED.Process(target=open_elsewhere, args=(tmp_path, send))
+        process.start()
+        answer = receive.recv()
+        process.join()
+        return str(answer)
 
     ledger = DataSetLedger.open(tmp_path, "wards")
     assert "is in use by another run" in other()
@@ -190,34 +193,30 @@ def test_two_processes_cannot_spend_the_same_budget(tmp_path: Path) -> None:
     assert other() == "opened"
 
 
-KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_ledger import event
-from fedsa_secure.privacy.ledger import Ledger
-ledger = Ledger(Path(sys.argv[1]))
-number = len(ledger.events())
-while True:
-    ledger.append([event(number), event(number + 1)])
-    number += 2
-    sys.stdout.write(f"{number}\\n")
-    sys.stdout.flush()
-"""
+def append_for_ever(path: Path, acknowledge: Connection) -> None:
+    ledger = Ledger(path)
+    number = len(ledger.events())
+    while True:
+        ledger.append([event(number), event(number + 1)])
+        number += 2
+        acknowledge.send(number)
 
 
 def test_a_kill_loses_nothing_acknowledged(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    for acknowledged_lines in (1, 17):
-        command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            seen = [process.stdout.readline() for _ in range(acknowledged_lines)]
-            process.send_signal(signal.SIGKILL)
-            seen += process.stdout.readlines()
-        acknowledged = int([line for line in seen if line.endswith("\n")][-1])
+    for waited_for in (1, 5, 17):
+        receive, send = FORKED.Pipe(duplex=False)
+        process = FORKED.Process(target=append_for_ever, args=(path, send))
+        process.start()
+        send.close()
+        acknowledged = [receive.recv() for _ in range(waited_for)]
+        process.kill()
+        process.join()
+        with contextlib.suppress(EOFError):
+            while True:
+                acknowledged.append(receive.recv())
         ledger = Ledger(path)
-        assert len(ledger.events()) >= acknowledged
+        assert len(ledger.events()) >= acknowledged[-1]
         assert ledger.events() == [event(k) for k in range(len(ledger.events()))]
         ledger.close()
 
