@@ -44,6 +44,7 @@ def train(
 
     Raises:
         ConfigError: if an option, the data or the model do not fit; nothing is written.
+        PrivacyError: if ``dp_epsilon`` is set and the run would start from a client's own adapter.
         AdapterError: if ``clients_per_pass`` is a number above 1 and the model cannot be stacked.
         DivergedError: if a client's training leaves the finite numbers.
         CheckpointError: if the run folder cannot be written; ``resume`` goes on from there.
