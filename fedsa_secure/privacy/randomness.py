@@ -20,6 +20,7 @@ from scipy.special import ndtri
 
 from fedsa_secure.csprng import BLOCK, Block, Keystream, derive_key
 from fedsa_secure.errors import PrivacyError
+from fedsa_secure.privacy.skellam import SkellamTable
 
 _WORD = 2**32
 _CONTEXT = b"fedsa_secure dp "
@@ -126,6 +127,22 @@ class TurnSecret:
             PrivacyError: if the label was used for a key before.
         """
         return self._key(b"key", label)
+
+    def discrete(self, label: str, table: SkellamTable, count: int) -> NDArray[np.int64]:
+        """Integer noise of the Skellam distribution.
+
+        Args:
+            label: names the block.
+            table: of the noise's variance.
+            count: how many values.
+
+        Returns:
+            Independent draws, none beyond ``table.largest``. [count]
+
+        Raises:
+            PrivacyError: if the label was used for integer noise before.
+        """
+        return table.draw(self._words(b"discrete", label, 4 * count))
 
     def _key(self, purpose: bytes, label: str) -> bytes:
         name = purpose + b" " + label.encode()
