@@ -153,6 +153,12 @@ def test_bound_is_above_the_exact_renyi_divergence(variance: float, shift: int) 
         assert (bound <= np.array(exact) * 1.1).all()
 
 
+def test_bound_is_the_one_of_the_theorem() -> None:
+    # By hand: 3·4/8 + min((5·4 + 12)/64, 6/8), and 10·4/2 + min((19·4 + 12)/4, 6/2).
+    assert skellam_renyi(4.0, 2.0, 2.0, np.array([3])) == 1.5 + 0.5
+    assert skellam_renyi(1.0, 2.0, 2.0, np.array([10])) == 20 + 3
+
+
 def test_claim_holds_for_the_exact_distribution_of_one_value() -> None:
     noise = DiscreteNoise.of(0.3, 2.0, 1, 1)
     epsilon = skellam_epsilon_of(
