@@ -22,6 +22,7 @@ from fedsa_secure.privacy import (
     representable_rate,
     skellam_epsilon_of,
 )
+from fedsa_secure.secagg import FixedPoint
 from fedsa_secure.types import Role
 
 _GROUPS = (
@@ -72,6 +73,7 @@ class Mechanism:
             discrete = DiscreteNoise.of(
                 config.dp_clip_norm, config.dp_noise_multiplier, _honest(config), values
             )
+            _require_grid(discrete, _cohort(config))
         weights = None if config.dp_clip_weights == "joint" else config.dp_clip_weights
         return cls(
             record=record,
@@ -165,8 +167,26 @@ def calibrated(config: TrainConfig, values: int) -> float:
     return noise_multiplier_for(config.dp_epsilon, config.dp_delta, rate, steps)
 
 
+def _require_grid(noise: DiscreteNoise, clients: int) -> None:
+    """Refuse noise that the ring cannot hold: no sum may wrap and nothing may be clipped.
+
+    Raises:
+        PrivacyError: naming the option.
+    """
+    if FixedPoint(clients, noise.largest * noise.step).step > noise.step:
+        raise PrivacyError(
+            "dp_noise",
+            f"sums of {clients} clients leave no room for 'distributed' noise in 32 bits",
+            "use dp_noise='local', or fewer clients in a round",
+        )
+
+
+def _cohort(config: TrainConfig) -> int:
+    """Clients of a round."""
+    return len(select_clients(config.clients or 0, config.participation, config.seed, 1))
+
+
 def _honest(config: TrainConfig) -> int:
     """Clients of a sum that are not colluding, at least: m − c."""
-    cohort = select_clients(config.clients or 0, config.participation, config.seed, 1)
-    thresholds = thresholds_of(config, len(cohort))
+    thresholds = thresholds_of(config, _cohort(config))
     return thresholds.survivors - thresholds.colluders

@@ -52,8 +52,8 @@ def statement(report: PrivacyReport, config: TrainConfig) -> str:
     """The promise in words, with everything that it does not say."""
     if report.epsilon is None:
         return (
-            "NOT PRIVATE: coins and noise came from dp_test_seed, which is for tests. Whoever knows "
-            "the seed can remove the noise."
+            "NOT PRIVATE: coins and noise came from dp_test_seed, which is for tests. Whoever "
+            "knows the seed can remove the noise."
         )
     change = (
         "when one of its records is replaced by a null record"

@@ -52,8 +52,8 @@ def _check_record_level(config: TrainConfig, method: Method) -> None:
     if config.dp_noise == "distributed":
         raise PrivacyError(
             "dp_noise",
-            "noise that is spread over clients covers what is summed, but the steps of a round in "
-            "between would be kept by the client with less noise than is claimed, and feed the next",
+            "noise that is spread over clients covers a sum, but the steps between two sums are "
+            "kept by the client with less noise than is claimed, and feed the next ones",
             "use dp_noise='local', or dp_unit='client'",
         )
     if config.dp_release == "frozen-b" and not (

@@ -90,7 +90,7 @@ def train_privately(
         round_number: counted from 1.
 
     Returns:
-        One result per client, in the order given; its state holds the new twin and nothing personal.
+        One result per client, in the order given; its state holds the new twin only.
 
     Guarantee: each step of each client is a Poisson-sampled Gaussian mechanism with the sampling
         rate and noise multiplier of ``mechanism``, adaptively composed over the (fictitious)

@@ -1,4 +1,4 @@
-"""``privatise``: what clients send in a private run, noised, stored, counted, and only then sent."""
+"""``privatise``: what clients send in a private run: noised, stored, counted, only then sent."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +74,8 @@ class Release:
         self._layout = layout
         self._run = folder.resolve().name
         self._uploads = UploadStore(folder / "uploads")
-        self._ledger = Ledger(folder / "ledger.jsonl")
+        self._path = folder / "ledger.jsonl"
+        self._open: dict[int | None, Ledger] = {}
 
     def contributions(
         self,
@@ -147,9 +148,30 @@ class Release:
         )
         return report.model_copy(update={"statement": statement(report, config)})
 
+    def close(self) -> None:
+        """Give the ledgers free for other runs."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run has spent."""
+        if None not in self._open:
+            self._open[None] = Ledger(self._path)
+        return self._open[None]
+
+    def lifetime(self, client: int) -> DataSetLedger:
+        """What the data set of a client has spent in all runs; nobody else may spend meanwhile."""
+        if client not in self._open:
+            home = home_folder(self._config.dp_home)
+            self._open[client] = DataSetLedger.open(home, data_set_of(self._config, client))
+        ledger = self._open[client]
+        assert isinstance(ledger, DataSetLedger)  # noqa: S101 - for mypy
+        return ledger
+
     def _rounds(self) -> dict[int, int]:
         """In how many rounds each client has released something."""
-        events = Counter(event.client for event in self._ledger.events())
+        events = Counter(event.client for event in self.ledger.events())
         return {client: events[client] for client in range(len(self._data.shards))}
 
     def _lifetimes(self) -> dict[str, float]:
@@ -159,12 +181,6 @@ class Release:
             events = self.lifetime(client).events()
             found[data_set_of(self._config, client)] = spent(events, delta)
         return found
-
-    def lifetime(self, client: int) -> DataSetLedger:
-        """What the data set of a client has spent in all runs."""
-        return DataSetLedger.open(
-            home_folder(self._config.dp_home), data_set_of(self._config, client)
-        )
 
     def _turns(
         self,
@@ -254,7 +270,8 @@ class Release:
 
     def _require_budget(self, client: int, round_number: int) -> None:
         """Refuse the turn if the data set could not pay for it."""
-        if self._config.dp_lifetime_epsilon is None:
+        config = self._config
+        if config.dp_lifetime_epsilon is None:
             return
         planned = self._event(client, round_number, TurnSecret.fresh(), "0" * 64)
         require_budget(
@@ -267,7 +284,7 @@ class Release:
     def _count(self, upload: Upload) -> None:
         """Write the event down, first at the silo's home: a crash in between counts too much."""
         self.lifetime(upload.event.client).append([upload.event])
-        self._ledger.append([upload.event])
+        self.ledger.append([upload.event])
 
 
 def data_set_of(config: TrainConfig, client: int) -> str:

@@ -1,4 +1,4 @@
-"""Differential privacy: mechanisms per record and per client, accounting, ledgers. docs/privacy.md."""
+"""Differential privacy: mechanisms, accounting and ledgers. docs/privacy.md."""
 
 from fedsa_secure.privacy.accounting import (
     Event,

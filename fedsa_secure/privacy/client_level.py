@@ -1,4 +1,4 @@
-"""Protection of whole clients: the update as one vector, clipped and noised by the client itself."""
+"""Protection of whole clients: the update as one vector, clipped and noised by its client."""
 
 import torch
 from jaxtyping import Float64

@@ -19,7 +19,7 @@ from fedsa_secure.errors import PrivacyError
 SampleGradients = dict[nn.Parameter, Tensor]
 
 
-@register_grad_sampler(LoRALinear)
+@register_grad_sampler(LoRALinear)  # type: ignore[untyped-decorator]
 def lora_samples(
     layer: LoRALinear, activations: list[Tensor], backprops: Tensor
 ) -> SampleGradients:
@@ -44,7 +44,7 @@ def lora_samples(
     return found
 
 
-@register_grad_sampler(VeRALinear)
+@register_grad_sampler(VeRALinear)  # type: ignore[untyped-decorator]
 def vera_samples(
     layer: VeRALinear, activations: list[Tensor], backprops: Tensor
 ) -> SampleGradients:
@@ -65,7 +65,7 @@ def vera_samples(
     return found
 
 
-@register_grad_sampler(GroupedLinear)
+@register_grad_sampler(GroupedLinear)  # type: ignore[untyped-decorator]
 def head_samples(
     layer: GroupedLinear, activations: list[Tensor], backprops: Tensor
 ) -> SampleGradients:

@@ -221,7 +221,6 @@ def ledger_name(data_set: str) -> str:
 def spent(
     events: Sequence[LedgerEvent | Event],
     delta: float,
-    skellam_epsilon: SkellamEpsilon | None = None,
 ) -> float:
     """Certified ε of all events of one data set together.
 
@@ -234,10 +233,9 @@ def spent(
     Args:
         events: in any order.
         delta: probability that ε does not cover.
-        skellam_epsilon: the accountant of Skellam noise; needed only if there is such an event.
 
     Raises:
-        PrivacyError: if delta is too small to certify, or Skellam events lack their accountant.
+        PrivacyError: if delta is too small to certify.
     """
     logged = [event for event in events if isinstance(event, LedgerEvent)]
     gaussian = [event for event in events if isinstance(event, Event)]
@@ -245,11 +243,9 @@ def spent(
     skellam = [one for event in logged for one in event.skellam_rounds]
     if not skellam:
         return certified_epsilon(gaussian, delta)
-    if skellam_epsilon is None:
-        raise PrivacyError("skellam", "no accountant of Skellam noise was given")
     if not gaussian:
-        return skellam_epsilon(skellam, delta)
-    return certified_epsilon(gaussian, delta / 2) + skellam_epsilon(skellam, delta / 2)
+        return skellam_epsilon_of(skellam, delta)
+    return certified_epsilon(gaussian, delta / 2) + skellam_epsilon_of(skellam, delta / 2)
 
 
 def require_budget(
@@ -257,7 +253,6 @@ def require_budget(
     planned: Sequence[LedgerEvent | Event],
     delta: float,
     budget: float | None,
-    skellam_epsilon: SkellamEpsilon | None = None,
 ) -> float:
     """Refuse a plan that would spend more on a data set than it may; nothing is written.
 
@@ -266,7 +261,6 @@ def require_budget(
         planned: what is to come; events that the ledger has already are not counted again.
         delta: probability that ε does not cover.
         budget: most ε over all runs, or None for no limit.
-        skellam_epsilon: as in ``spent``.
 
     Returns:
         ε of the data set once the plan is carried out.
@@ -277,13 +271,13 @@ def require_budget(
     past = ledger.events()
     known = {event.id for event in past}
     new = [e for e in planned if not (isinstance(e, LedgerEvent) and e.id in known)]
-    total = spent([*past, *new], delta, skellam_epsilon)
+    total = spent([*past, *new], delta)
     if budget is None or total <= budget:
         return total
     raise BudgetExceededError(
         f"data set {ledger.data_set!r}",
-        f"has spent epsilon {spent(past, delta, skellam_epsilon):.4g}, the plan costs "
-        f"{spent(new, delta, skellam_epsilon):.4g}, together {total:.4g} at delta {delta:g}, over "
+        f"has spent epsilon {spent(past, delta):.4g}, the plan costs "
+        f"{spent(new, delta):.4g}, together {total:.4g} at delta {delta:g}, over "
         f"its lifetime budget of {budget:g}",
         "plan fewer steps or more noise, or stop using this data set",
     )

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from fedsa_kernels import clipped_sum, squared_norms
 
 _SMALLEST = 1e-30
+_untyped: Callable[[Any], Any] = iter  # Opacus hangs attributes on parameters
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ClipGroup:
     threshold: float
 
 
-class ClientDPOptimizer(DPOptimizer):
+class ClientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
     """DP-SGD for C stacked clients.
 
     With thresholds c_g the gradient of one record counts at most C = √Σc_g² in the sum over all
@@ -93,7 +94,7 @@ class ClientDPOptimizer(DPOptimizer):
             raise ValueError("count_only has to be called for every backward pass")
         for group in self._groups:
             factors = self._factors(group, self._real)
-            for parameter in group.parameters:
+            for parameter in _untyped(group.parameters):
                 _check_processed_flag(parameter.grad_sample)
                 shape = parameter.shape[1:]
                 total = clipped_sum(self._get_flat_grad_sample(parameter), factors, shape)
@@ -117,7 +118,7 @@ class ClientDPOptimizer(DPOptimizer):
     def add_noise(self) -> None:
         """Noise for all coordinates of all clients, one block per client and step."""
         sizes = [parameter[0].numel() for parameter in self.params]
-        blocks = self._noise(sum(sizes)).split(sizes, dim=1)
+        blocks = torch.split(self._noise(sum(sizes)), sizes, dim=1)
         deviation = self.noise_multiplier * self.max_grad_norm
         for parameter, block in zip(self.params, blocks, strict=True):
             _check_processed_flag(parameter.summed_grad)

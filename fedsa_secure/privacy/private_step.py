@@ -82,7 +82,7 @@ class PrivateStep:
             watched = GradSampleModule(self._module, loss_reduction="sum", strict=False)
             stack.callback(_forget, watched)
             stack.enter_context(warnings.catch_warnings())
-            # The first layer's input has no gradient; its hook gets that of the output, as it should.
+            # The first layer's input has no gradient, and its hook gets the output's all the same.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             yield self
 

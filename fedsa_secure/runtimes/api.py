@@ -1,6 +1,7 @@
 """``train``, ``resume``, ``evaluate`` and ``load``: what users call."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,10 @@ def _simulate(
     if TensorBoard.available():
         observers = [*observers, TensorBoard(folder.tensorboard)]
     simulation = Simulation(prepared.config, prepared.model, prepared.data, folder, observers)
-    if not fresh:
-        simulation.restore()
-    summary = simulation.run()
+    with closing(simulation):
+        if not fresh:
+            simulation.restore()
+        summary = simulation.run()
     return Run(folder, prepared.config, summary, prepared.model, prepared.tokenizer)
 
 

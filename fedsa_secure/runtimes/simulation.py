@@ -120,6 +120,11 @@ class Simulation:
                 observer.finished()
         return self._finish()
 
+    def close(self) -> None:
+        """Give what a private run keeps locked free for other runs."""
+        if self._release is not None:
+            self._release.close()
+
     def _stop_early(self, error: BudgetExceededError) -> None:
         """Save the last good model as the result of a run that may not go on."""
         if self._done:

@@ -32,14 +32,15 @@ def squared_norms(gradients: Tensor, shape: Sequence[int]) -> Tensor:
     """Shapes: gradients [n, …]; result [n]."""
     if not _factored(gradients, shape):
         return gradients.flatten(1).square().sum(1)
-    left, right = gradients.double().split(list(shape), dim=2)
+    left, right = torch.split(gradients.double(), list(shape), dim=2)
     # ‖Σ l_t r_tᵀ‖² = Σ_tt' (l_t·l_t')(r_t·r_t'). Terms may cancel, and then the product in single
     # precision that is summed later has a rounding error above its norm: it is added here.
     gram = torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))
     error = torch.finfo(gradients.dtype).eps * left.shape[1]
     rounding = error * left.flatten(1).norm(dim=1) * right.flatten(1).norm(dim=1)
     norms = gram.sum((1, 2)).clamp(min=0).sqrt() + rounding
-    return norms.square().to(gradients.dtype)
+    squares: Tensor = norms.square().to(gradients.dtype)
+    return squares
 
 
 def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Tensor:
@@ -51,6 +52,6 @@ def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Ten
     if not _factored(gradients, shape):
         flat = gradients.reshape(clients, own, -1)
         return torch.bmm(weights.unsqueeze(1), flat).view(clients, *shape)
-    left, right = gradients.split(list(shape), dim=2)
+    left, right = torch.split(gradients, list(shape), dim=2)
     left = (left * weights.view(-1, 1, 1)).reshape(clients, -1, shape[0])
     return torch.bmm(left.transpose(1, 2), right.reshape(clients, -1, shape[1]))
