@@ -12,7 +12,7 @@ import pytest
 from rich.pretty import pretty_repr
 from scipy import stats
 
-from fedsa_secure.csprng import BLOCK
+from fedsa_secure.csprng import BLOCK, Block, Keystream
 from fedsa_secure.errors import PrivacyError
 from fedsa_secure.privacy.randomness import LARGEST_GAUSSIAN, TurnSecret, representable_rate
 from fedsa_secure.privacy.skellam import SMALLEST_VARIANCE, SkellamTable, skellam_table
@@ -94,6 +94,12 @@ def test_blocks_of_labels_clients_and_rounds_are_independent() -> None:
     correlations = np.corrcoef(blocks)[np.triu_indices(len(blocks), 1)]
     pairs = len(correlations)
     assert np.abs(correlations).max() < stats.norm.isf(FALSE_ALARM / 2 / pairs) / np.sqrt(DRAWS)
+
+
+def test_kinds_with_one_label_have_different_streams() -> None:
+    words = Keystream(turn().key("a")).words(256, Block())
+    coins = turn().coins("a", 256, 0.5)
+    assert 64 < int((coins == (words < 2**31)).sum()) < 192  # all, were it one stream
 
 
 def test_block_does_not_depend_on_what_was_drawn_before() -> None:
