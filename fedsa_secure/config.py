@@ -63,6 +63,12 @@ def _sampling_rate(options: dict[str, Any]) -> float | None:
     return 0.25 if epsilon > 3 else 0.125
 
 
+def _local_steps(options: dict[str, Any]) -> int:
+    """A few steps with large batches and little noise are worth more than many (docs/privacy.md)."""
+    private = options.get("dp_epsilon") is not None and options.get("dp_unit") == "record"
+    return 2 if private else 5
+
+
 class TrainConfig(BaseModel):
     """One run, completely described. Immutable; unknown options are refused."""
 
@@ -235,7 +241,11 @@ class TrainConfig(BaseModel):
 
     # How long and how fast
     rounds: int = Field(10, ge=1, description="communication rounds")
-    local_steps: int = Field(5, ge=1, description="optimizer steps of a client in a round")
+    local_steps: int = Field(
+        default_factory=_local_steps,
+        ge=1,
+        description="optimizer steps of a client in a round [default: 5; 2 with dp_epsilon]",
+    )
     batch_size: int = Field(16, ge=1, description="rows in a step")
     gradient_accumulation: int = Field(
         1, ge=1, description="parts that a step's rows are worked off in; the step stays the same"

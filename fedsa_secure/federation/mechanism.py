@@ -93,7 +93,7 @@ class Mechanism:
         if self.discrete is not None:
             noise = self.discrete
             each = (noise.total_variance, noise.sensitivity_l1, noise.sensitivity_l2)
-            return skellam_epsilon_of([each] * rounds, self.delta)
+            return rounds * noise.table_epsilon + skellam_epsilon_of([each] * rounds, self.delta)
         event = Event(
             steps=rounds * self.steps,
             sampling_rate=self.sampling_rate,

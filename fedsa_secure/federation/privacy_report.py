@@ -77,12 +77,11 @@ def statement(report: PrivacyReport, config: TrainConfig) -> str:
 
 def _against(report: PrivacyReport, config: TrainConfig) -> str:
     if report.noise == "distributed":
-        colluders = (
-            "the assumed number of" if config.colluders is None else f"at most {config.colluders}"
-        )
+        given = config.colluders
+        most = "the assumed number of" if given is None else f"at most {given}"
         return (
-            f"against the server with {colluders} colluding clients, computationally, with at least "
-            "the minimum of survivors in every sum"
+            f"against the server with {most} colluding clients, computationally, with at least the "
+            "minimum of survivors in every sum"
         )
     return (
         "against the server, the other clients and anyone who sees the result, even if all of them "

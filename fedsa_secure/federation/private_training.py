@@ -121,7 +121,9 @@ def train_privately(
         for number, drawn in enumerate(zip(*samplers, strict=True)):
             optimizer.rates = learning_rates(model, method, config, round_number, number)
             words = dropout_words(clients, config, round_number, number)
-            step(_parts(model, data, config, rows, drawn, words))
+            # A control without data: every step is as with an empty batch.
+            seen = drawn if config.dp_control is None else [[] for _ in drawn]
+            step(_parts(model, data, config, rows, seen, words))
     return _results(model, method, clients, moments.unstack())
 
 
@@ -161,9 +163,7 @@ def _parts(
         segments = [own[places] for own, places in zip(rows, chosen, strict=True)]
         batch = collate(data.rows, segments, device, fill)
         own_keys = None if keys is None else _keys_of(keys, chosen, batch).to(device)
-        # A control without data: every record counts nothing, as in an empty batch.
-        real = batch.real if config.dp_control is None else torch.zeros_like(batch.real)
-        yield PartialBatch(_losses(model, batch, own_keys), real)
+        yield PartialBatch(_losses(model, batch, own_keys), batch.real)
 
 
 def _keys_of(

@@ -251,6 +251,7 @@ class Release:
                 "variance": noise.total_variance,
                 "sensitivity_l1": noise.sensitivity_l1,
                 "sensitivity_l2": noise.sensitivity_l2,
+                "table_epsilon": noise.table_epsilon,
             }
         )
         return LedgerEvent(

@@ -8,7 +8,7 @@ too little.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedsa_secure.errors import BudgetExceededError, CheckpointError, ConfigError, PrivacyError
 from fedsa_secure.files import FileLock, append_line, sync_folder, writing
 from fedsa_secure.privacy.accounting import Event, certified_epsilon
+from fedsa_secure.privacy.discrete import skellam_epsilon_of
 
 _HOME = "FEDSA_SECURE_HOME"
 
 SkellamRound = tuple[float, float, float]
 """Variance, sensitivity in the l1 and in the l2 norm of one round, in steps of the grid."""
-SkellamEpsilon = Callable[[Sequence[SkellamRound], float], float]
-"""ε of such rounds at a δ."""
 
 
 class LedgerEvent(BaseModel):
@@ -51,6 +50,8 @@ class LedgerEvent(BaseModel):
     """Skellam: of the noise in the sum, in squared steps of the grid; so the two below."""
     sensitivity_l1: float | None = Field(None, gt=0)
     sensitivity_l2: float | None = Field(None, gt=0)
+    table_epsilon: float = Field(0.0, ge=0)
+    """Skellam: what the rounding of its table costs."""
 
     @model_validator(mode="after")
     def _fits_its_mechanism(self) -> "LedgerEvent":
@@ -243,9 +244,10 @@ def spent(
     skellam = [one for event in logged for one in event.skellam_rounds]
     if not skellam:
         return certified_epsilon(gaussian, delta)
+    tables = sum(event.table_epsilon for event in logged if event.private)
     if not gaussian:
-        return skellam_epsilon_of(skellam, delta)
-    return certified_epsilon(gaussian, delta / 2) + skellam_epsilon_of(skellam, delta / 2)
+        return tables + skellam_epsilon_of(skellam, delta)
+    return tables + certified_epsilon(gaussian, delta / 2) + skellam_epsilon_of(skellam, delta / 2)
 
 
 def require_budget(
