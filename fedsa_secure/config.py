@@ -64,7 +64,7 @@ def _sampling_rate(options: dict[str, Any]) -> float | None:
 
 
 def _local_steps(options: dict[str, Any]) -> int:
-    """A few steps with large batches and little noise are worth more than many (docs/privacy.md)."""
+    """Few steps with large batches and little noise are worth more (docs/privacy.md)."""
     private = options.get("dp_epsilon") is not None and options.get("dp_unit") == "record"
     return 2 if private else 5
 
