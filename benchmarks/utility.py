@@ -51,17 +51,17 @@ class Setting:
     methods: tuple[str, ...] = METHODS
 
 
-def opposed_lexicon(records: int) -> Callable[[int], Dataset]:
+def opposed_lexicon(records: int, test_rows: int = _TEST_ROWS) -> Callable[[int], Dataset]:
     """Ten clients with balanced words of their own; every second client calls good bad.
 
-    Each has about ``records`` rows to train on and 500 to be tested on, with other word stems.
+    Each has about ``records`` rows to train on and others to be tested on, with other word stems.
     """
 
     def make(seed: int) -> Dataset:
         words = load_lexicon()
         stream = np.random.default_rng(seed)
         labels = np.asarray(words["label"])
-        each = (records + _TEST_ROWS) // 2
+        each = (records + test_rows) // 2
         per_class = [stream.permutation(np.flatnonzero(labels == k))[: 10 * each] for k in (0, 1)]
         chosen = np.concatenate(per_class)
         clients = np.concatenate([np.repeat(np.arange(10), each)] * 2)

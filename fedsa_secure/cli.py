@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fedsa_secure.config import TrainConfig, read_options
 from fedsa_secure.errors import ConfigError, FedSAError
+from fedsa_secure.federation.privacy_report import PROMISE
 
 # torch, transformers and datasets take seconds to import; --help and typing errors do not wait for
 # them, so what needs them is imported where it is used.
@@ -87,7 +88,7 @@ def _with_options(function: Any) -> Any:
     return function
 
 
-_app.command("train")(_with_options(_train))
+_app.command("train", epilog=f"With dp_epsilon: {PROMISE}")(_with_options(_train))
 
 
 @_app.command("resume")
@@ -243,7 +244,11 @@ class _Progress:
             self._bar.start()
 
     def round_finished(self, record: Any, timing: Any) -> None:
-        text = "lost" if record.loss is None else f"loss {record.loss:.3f}"
+        text = "lost" if not record.survivors else ""
+        if record.loss is not None:
+            text = f"loss {record.loss:.3f}"
+        if record.epsilon is not None:
+            text += f"  ε spent {record.epsilon:.2f}"
         if record.accuracy is not None:
             text += f"  accuracy {record.accuracy:.1%}"
         elif record.test_loss is not None:
@@ -323,12 +328,15 @@ def _rounds(run: Any, seconds: float | None) -> list[str]:
         f"{_round_scores(best)} (chosen on the test rows themselves, so optimistic)",
         f"each client sends {last.uplink_bytes:,} bytes a round{_seen_by_server(run)}",
     ]
-    lost = [record.round for record in run.history if record.loss is None]
+    lost = [record.round for record in run.history if not record.survivors]
     aborts = [abort for record in run.history for abort in record.aborts]
     if aborts:
         lines.append(
             f"attempts aborted: {len(aborts)}, rounds lost: {lost or 'none'}; {aborts[-1]}"
         )
+    if run.privacy is not None:
+        lines.append(run.privacy.statement)
+        lines.append("the scores above are measured by the simulation and are not covered")
     if seconds is not None:
         lines.append(f"{seconds:.0f} s for the rounds run now")
     return lines

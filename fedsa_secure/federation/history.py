@@ -37,6 +37,7 @@ class RoundRecord(BaseModel):
             0, in a private run.
         epsilon: certified ε of the client that has released most so far; None without
             differential privacy, or where noise was not secret.
+        statement: in the last record of a private run, what it promises, in words.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +56,7 @@ class RoundRecord(BaseModel):
     aborts: tuple[str, ...] = ()
     clipped: int = 0
     epsilon: float | None = None
+    statement: str | None = None
 
 
 def best_round(records: list[RoundRecord]) -> RoundRecord | None:

@@ -48,6 +48,19 @@ NOT_COVERED = (
 )
 
 
+CLAIM = (
+    "For every client k, all that client k sends during this run is (ε_k, δ)-DP {change}, "
+    "{against}, given public starting weights."
+)
+RECORD = "when one of its records is replaced by a null record"
+EVERYBODY = (
+    "against the server, the other clients and anyone who sees the result, even if all of them "
+    "collude"
+)
+PROMISE = " ".join((CLAIM.format(change=RECORD, against=EVERYBODY), NOT_COVERED))
+"""The promise of the default, without numbers."""
+
+
 def statement(report: PrivacyReport, config: TrainConfig) -> str:
     """The promise in words, with everything that it does not say."""
     if report.epsilon is None:
@@ -55,15 +68,8 @@ def statement(report: PrivacyReport, config: TrainConfig) -> str:
             "NOT PRIVATE: coins and noise came from dp_test_seed, which is for tests. Whoever "
             "knows the seed can remove the noise."
         )
-    change = (
-        "when one of its records is replaced by a null record"
-        if report.unit == "record"
-        else "when the client is replaced by any other"
-    )
-    claim = (
-        "For every client k, all that client k sends during this run is (ε_k, δ)-DP "
-        f"{change}, {_against(report, config)}, given public starting weights."
-    )
+    change = RECORD if report.unit == "record" else "when the client is replaced by any other"
+    claim = CLAIM.format(change=change, against=_against(report, config))
     numbers = f"Run ε = max_k ε_k = {report.epsilon:.4g} at δ = {report.delta:g}"
     spent = max(report.lifetime.values(), default=report.epsilon)
     if report.lifetime:
@@ -83,7 +89,4 @@ def _against(report: PrivacyReport, config: TrainConfig) -> str:
             f"against the server with {most} colluding clients, computationally, with at least the "
             "minimum of survivors in every sum"
         )
-    return (
-        "against the server, the other clients and anyone who sees the result, even if all of them "
-        "collude"
-    )
+    return EVERYBODY

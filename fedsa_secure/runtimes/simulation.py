@@ -340,7 +340,11 @@ class Simulation:
             aborts=outcome.aborts,
             clipped=outcome.clipped,
             epsilon=None if self._release is None else self._release.epsilon,
+            statement=self._statement() if round_number == self._config.rounds else None,
         )
+
+    def _statement(self) -> str | None:
+        return None if self._release is None else self._release.report().statement
 
     def _finish(self, stopped: str | None = None) -> RunSummary:
         """Write every client's adapter, then the result that marks the run as finished."""
