@@ -52,9 +52,8 @@ def _private(title: str, epsilon: float, **options: Any) -> Arm:
 
 
 def _plain(method: str, title: str | None = None) -> Arm:
-    return Arm(
-        title or method, None, {"method": method, "local_steps": NOISED + PERSONAL // ROUNDS}
-    )
+    steps = NOISED + PERSONAL // ROUNDS
+    return Arm(title or method, None, {"method": method, "local_steps": steps})
 
 
 CONTROLS = (_plain("local"), _plain("random-a", "random frozen A"), _plain("head-only"))
@@ -230,9 +229,8 @@ def main() -> None:
     for count, (name, arm, seed) in enumerate([] if arguments.tables_only else jobs, start=1):
         row = run_one(name, known[name], arm, seed)
         append_row(CSV, row)
-        print(
-            f"{count}/{len(jobs)} {name} {arm.title} {arm.epsilon} seed {seed}: {row['accuracy']}"
-        )
+        what = f"{name} {arm.title} {arm.epsilon} seed {seed}"
+        print(f"{count}/{len(jobs)} {what}: {row['accuracy']}", flush=True)
     write_tables(known)
 
 
