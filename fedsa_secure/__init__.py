@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.errors import (
     AdapterError,
+    BudgetExceededError,
     CheckpointError,
     ConfigError,
     DivergedError,
     FedSAError,
     MissingExtraError,
+    PrivacyError,
 )
 
 if TYPE_CHECKING:
@@ -21,12 +23,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
+    "BudgetExceededError",
     "CheckpointError",
     "Client",
     "ConfigError",
     "DivergedError",
     "FedSAError",
     "MissingExtraError",
+    "PrivacyError",
     "Run",
     "TrainConfig",
     "evaluate",

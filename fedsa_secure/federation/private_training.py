@@ -144,18 +144,19 @@ def _parts(
     drawn: Sequence[Sequence[int]],
     words: Int32[Tensor, " client"],
 ) -> Iterator[PartialBatch]:
-    """The records of a step in parts of ``batch_size`` rows per client; nobody's is cut off.
+    """The records of a step in parts; nobody's is cut off.
 
     Args:
         model: makes the losses.
         data: everybody's rows.
-        config: size of a part, and dropout.
+        config: dropout, and the rows of a pass: ``batch_size`` for each of ``clients_per_pass``.
         rows: train rows of each client.
         drawn: places in them that are in this step, of each client.
         words: for the dropout keys, which follow from a record's place and not from who else is in
             the step.
     """
-    size, device = config.batch_size, model.device
+    device = model.device
+    size = config.batch_size * max(1, int(config.clients_per_pass) // len(rows))
     fill = [int(own[0]) for own in rows]
     keys = row_keys(words, max(len(own) for own in rows)) if config.dropout else None
     for part in range(max(1, *(-(-len(places) // size) for places in drawn))):

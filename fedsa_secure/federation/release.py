@@ -97,7 +97,7 @@ class Release:
         Raises:
             BudgetExceededError: before the turn of a client whose data set would spend too much.
         """
-        for group in passes(list(clients), self._per_pass):
+        for group in passes(list(clients), self._stacked(clients)):
             found = {client: self._uploads.get(client, round_number) for client in group}
             missing = [client for client, upload in found.items() if upload is None]
             for client in missing:
@@ -268,6 +268,17 @@ class Release:
             private=secret.private,
             **discrete,
         )
+
+    def _stacked(self, clients: Sequence[int]) -> int:
+        """Clients in one stack. Private batches that fill a pass by themselves go one by one.
+
+        Side by side everyone would be filled up to the client with most records.
+        """
+        if not self.mechanism.record:
+            return self._per_pass
+        records = [len(self._data.shards[client].train) for client in clients]
+        expected = self.mechanism.sampling_rate * sum(records) / max(1, len(records))
+        return self._per_pass if expected < self._config.batch_size else 1
 
     def _require_budget(self, client: int, round_number: int) -> None:
         """Refuse the turn if the data set could not pay for it."""
