@@ -19,12 +19,14 @@ ROOT = Path(__file__).parents[1]
 def test_public_names() -> None:
     assert fedsa_secure.__all__ == [
         "AdapterError",
+        "BudgetExceededError",
         "CheckpointError",
         "Client",
         "ConfigError",
         "DivergedError",
         "FedSAError",
         "MissingExtraError",
+        "PrivacyError",
         "Run",
         "TrainConfig",
         "evaluate",
@@ -33,10 +35,13 @@ def test_public_names() -> None:
         "train",
     ]
     assert fedsa_kernels.__all__ == [
+        "clipped_sum",
         "keep_mask",
         "layer_keys",
         "lora_linear",
         "row_keys",
+        "sample_grad",
+        "squared_norms",
         "token_keys",
         "vera_linear",
     ]

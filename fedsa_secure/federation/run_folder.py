@@ -162,13 +162,18 @@ class RunFolder:
             raise ConfigError("output_dir", f"{path} is not empty", "give an empty or new folder")
 
 
-def config_digest(config: TrainConfig) -> str:
+def config_digest(config: TrainConfig, exclude: frozenset[str] = frozenset()) -> str:
     """Changes with every option except the place of the run folder.
 
     Options at their default do not count, so that a later version with more options still opens
     the run.
+
+    Args:
+        config: the options.
+        exclude: further options that are not to count.
     """
-    given = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir"})
+    left_out = exclude | {"output_dir"}
+    given = config.model_dump(mode="json", exclude_defaults=True, exclude=set(left_out))
     content = json.dumps(given, sort_keys=True).encode()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 

@@ -46,6 +46,18 @@ from fedsa_secure.types import NamedTensors
 
 _log = logging.getLogger(__name__)
 
+_OWN = frozenset(
+    {
+        "clients_per_pass",
+        "client_state",
+        "device",
+        "dp_home",
+        "dp_dataset_id",
+        "dp_lifetime_epsilon",
+    }
+)
+"""Options that are a client's own affair, and may follow from its data (``clients_per_pass``)."""
+
 _STEPS: dict[type, Step] = {
     Invite: Step.ADVERTISE_KEYS,
     Advertised: Step.SHARE_KEYS,
@@ -341,5 +353,5 @@ def _application(config: TrainConfig, layout: Layout) -> bytes:
     """Everything but the protocol's own terms that has to be equal for all clients."""
     names = [f"{name}{list(shape)}" for name, shape in layout.shapes.items()]
     version = importlib.metadata.version("fedsa-secure")  # defaults may differ between versions
-    parts = (version, config_digest(config), "\n".join(names))
+    parts = (version, config_digest(config, _OWN), "\n".join(names))
     return digest("application", *(part.encode() for part in parts))
