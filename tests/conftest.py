@@ -51,6 +51,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What data sets have spent is counted below a folder of this test, made when it is needed."""
+    home = tmp_path_factory.getbasetemp() / "homes" / os.urandom(8).hex()
+    monkeypatch.setenv("FEDSA_SECURE_HOME", str(home))
+
+
 @pytest.fixture(scope="session")
 def tiny_bert() -> ModelFactory:
     """`tiny_bert(labels=3, seed=0)`: a random BERT with a classification head."""

@@ -1,6 +1,7 @@
 """A tiny federation: random BERT, made-up words, unequal clients."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class Federation:
         """Run with some options changed, in a folder of its own."""
         config = self.config.replace(output_dir=str(self.folder / name), **options)
         simulation = Simulation(config, self.model, self.data, RunFolder.create(config))
-        simulation.run()
+        with closing(simulation):
+            simulation.run()
         return simulation
 
 
@@ -88,7 +90,8 @@ def federation(
             defaults |= {"learning_rate": 5e-2, "head_learning_rate": 5e-3}
         config = TrainConfig.build(**{**defaults, **options})
         rows = rows if rows is not None else clients_dataset(sizes, small_dataset)
-        data = encode_division(divide(rows, config.partition, config), tiny_tokenizer, config)
+        division = divide(rows, config.partition, config, split_key=bytes(32))
+        data = encode_division(division, tiny_tokenizer, config)
         settings = AdapterSettings(
             kind=config.adapter,
             rank=config.rank,
@@ -96,6 +99,7 @@ def federation(
             dropout=config.dropout,
             target_modules=config.target_modules,
             private=find_method(config.method).has_private_adapter,
+            frozen_b=config.dp_epsilon is not None and config.dp_release == "frozen-b",
         )
         model = attach(tiny_bert().to(dtype), settings, config.seed)
         return Federation(config, model, data, tmp_path_factory.mktemp("federation"))
