@@ -1,0 +1,142 @@
+"""The op `clipped_grad` against a loop over records in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedsa_kernels import clipped_sum, sample_grad, squared_norms
+
+M, K = 6, 12  # factors are kept for fewer than 72 / 18 = 4 tokens
+FACTORED, SWITCH = 3, 4
+
+
+def random(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    stream = torch.Generator().manual_seed(seed)
+    return torch.randn(*sizes, generator=stream, dtype=torch.float64).to(dtype)
+
+
+def loop(left: Tensor, right: Tensor) -> list[Tensor]:
+    """One record at a time, one token at a time."""
+    return [
+        sum(torch.outer(one, other) for one, other in zip(a, b, strict=True))
+        for a, b in zip(left.double(), right.double(), strict=True)
+    ]
+
+
+def check_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
+    assert actual.shape == expected.shape
+    assert torch.allclose(actual.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("clients", [1, 4], ids=["C1", "C4"])
+@pytest.mark.parametrize("sizes", [(M, K), (K, M), (M, M), (1, K)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, FACTORED, SWITCH, 5, 20])
+def test_norms_and_sums_equal_a_loop_over_records(tokens, sizes, clients):
+    m, k = sizes
+    left, right = random(clients * 3, tokens, m), random(clients * 3, tokens, k, seed=1)
+    factors = random(clients, 3, seed=2).abs()
+    each = loop(left, right)
+    found = sample_grad(left, right)
+    check_near(squared_norms(found, sizes), torch.stack([g.square().sum() for g in each]), 1e-9)
+    weighted = torch.stack([f * g for f, g in zip(factors.flatten(), each, strict=True)])
+    check_near(clipped_sum(found, factors, sizes), weighted.view(clients, 3, m, k).sum(1))
+
+
+@pytest.mark.parametrize("sizes", [(M, K), (K, M)], ids=str)
+def test_what_is_kept_is_the_smaller_and_a_sum_of_gradients_is_always_whole(sizes):
+    m, k = sizes
+    for tokens in range(1, 9):
+        left, right = random(2, tokens, m), random(2, tokens, k, seed=1)
+        kept, whole = sample_grad(left, right), sample_grad(left, right, whole=True)
+        assert kept.numel() == 2 * min(m * k, tokens * (m + k))
+        assert (kept.shape[-1] == m + k) == (tokens <= FACTORED)
+        check_near(whole, torch.stack(loop(left, right)))
+
+
+@pytest.mark.parametrize("tokens", [1, FACTORED, SWITCH, 9])
+def test_factors_and_the_whole_agree(tokens):
+    left, right = random(8, tokens, M), random(8, tokens, K, seed=1)
+    factors = random(4, 2, seed=2)
+    pair = [sample_grad(left, right, whole) for whole in (False, True)]
+    norms = [squared_norms(found, (M, K)) for found in pair]
+    sums = [clipped_sum(found, factors, (M, K)) for found in pair]
+    check_near(norms[0], norms[1], 1e-9)
+    check_near(sums[0], sums[1])
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4)], ids=str)
+def test_parameters_that_are_no_matrices(shape):
+    gradients, factors = random(6, *shape), random(2, 3, seed=1)
+    expected = torch.stack([g.square().sum() for g in gradients])
+    check_near(squared_norms(gradients, shape), expected)
+    weighted = gradients * factors.reshape(6, *[1] * len(shape))
+    check_near(clipped_sum(gradients, factors, shape), weighted.view(2, 3, *shape).sum(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("tokens", [FACTORED, 9])
+def test_half_precision_is_worked_off_in_single(tokens, dtype):
+    left, right = random(4, tokens, M, dtype=dtype), random(4, tokens, K, seed=1, dtype=dtype)
+    found = sample_grad(left, right)
+    assert found.dtype == torch.float32
+    each = torch.stack(loop(left, right))
+    check_near(squared_norms(found, (M, K)), each.square().sum((1, 2)), 1e-5)
+    check_near(clipped_sum(found, torch.ones(1, 4), (M, K)), each.sum(0, keepdim=True), 1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("clients", [1, 4], ids=["C1", "C4"])
+@pytest.mark.parametrize("tokens", [FACTORED, 9])
+def test_factor_zero_takes_a_record_out_whatever_its_gradient_is(tokens, clients, value):
+    left, right = random(clients * 3, tokens, M), random(clients * 3, tokens, K, seed=1)
+    factors = torch.ones(clients, 3, dtype=torch.float64)
+    factors[:, 1] = 0.0
+    without = [g.sum(0) for g in torch.stack(loop(left, right)).view(clients, 3, M, K)[:, [0, 2]]]
+    for place in (left, right):
+        spoilt = place.clone()
+        place.view(clients, 3, tokens, -1)[:, 1, 0, 2] = value
+        found = sample_grad(left, right)
+        assert not squared_norms(found, (M, K)).view(clients, 3)[:, 1].isfinite().any()
+        check_near(clipped_sum(found, factors, (M, K)), torch.stack(without))
+        place.copy_(spoilt)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_factor_zero_takes_out_what_is_no_matrix(value):
+    gradients = random(3, 5)
+    gradients[1, 2] = value
+    factors = torch.tensor([[1.0, 0.0, 2.0]], dtype=torch.float64)
+    expected = gradients[0] + 2 * gradients[2]
+    check_near(clipped_sum(gradients, factors, (5,)), expected.unsqueeze(0))
+
+
+@given(
+    tokens=st.integers(2, 7),
+    seed=st.integers(0, 2**31),
+    scale=st.integers(-9, 9),
+    remainder=st.integers(-12, 0),
+    rows=st.integers(1, 3),
+)
+def test_a_gram_norm_is_never_below_the_norm_of_what_is_summed(
+    tokens, seed, scale, remainder, rows
+):
+    """Tokens that cancel to a remainder: the product in float32 keeps rounding errors above it."""
+    m, k = 24, 48
+    left = random(rows, tokens, m, seed=seed) * 10.0**scale
+    right = random(rows, tokens, k, seed=seed + 1)
+    right[:, -1] = right[:, 0]
+    left[:, -1] = -left[:, :-1].sum(1) + 10.0 ** (scale + remainder) * left[:, -1]
+    right[:, 1:-1] = right[:, :1]
+    found = sample_grad(left.float(), right.float())
+    assert found.shape[-1] == m + k
+    norms = squared_norms(found, (m, k)).double().sqrt()
+    summed = clipped_sum(found.clone(), torch.ones(rows, 1), (m, k)).double()
+    true = summed.flatten(1).norm(dim=1)
+    assert (norms >= true * (1 - 1e-6)).all()
+    exact = torch.stack(loop(*found.split([m, k], dim=2))).flatten(1).norm(dim=1)
+    sizes = left.flatten(1).norm(dim=1) * right.flatten(1).norm(dim=1)
+    assert (norms <= exact * (1 + 1e-6) + 1e-5 * sizes).all()
