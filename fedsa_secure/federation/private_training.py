@@ -117,13 +117,15 @@ def train_privately(
         for turn, own in zip(turns, rows, strict=True)
     ]
     clients = [turn.client for turn in turns]
+    lengths = [data.rows.lengths()[own] for own in rows]
     with step.open():
         for number, drawn in enumerate(zip(*samplers, strict=True)):
             optimizer.rates = learning_rates(model, method, config, round_number, number)
             words = dropout_words(clients, config, round_number, number)
             # A control without data: every step is as with an empty batch.
             seen = drawn if config.dp_control is None else [[] for _ in drawn]
-            step(_parts(model, data, config, rows, seen, words))
+            places = [_short_first(*each) for each in zip(lengths, seen, strict=True)]
+            step(_parts(model, data, config, rows, places, words))
     return _results(model, method, clients, moments.unstack())
 
 
@@ -141,7 +143,7 @@ def _parts(
     data: FederatedData,
     config: TrainConfig,
     rows: Sequence[np.ndarray],
-    drawn: Sequence[Sequence[int]],
+    drawn: Sequence[np.ndarray],
     words: Int32[Tensor, " client"],
 ) -> Iterator[PartialBatch]:
     """The records of a step in parts; nobody's is cut off.
@@ -160,11 +162,17 @@ def _parts(
     fill = [int(own[0]) for own in rows]
     keys = row_keys(words, max(len(own) for own in rows)) if config.dropout else None
     for part in range(max(1, *(-(-len(places) // size) for places in drawn))):
-        chosen = [np.asarray(places[part * size : (part + 1) * size], np.int64) for places in drawn]
+        chosen = [places[part * size : (part + 1) * size] for places in drawn]
         segments = [own[places] for own, places in zip(rows, chosen, strict=True)]
         batch = collate(data.rows, segments, device, fill)
         own_keys = None if keys is None else _keys_of(keys, chosen, batch).to(device)
         yield PartialBatch(_losses(model, batch, own_keys), batch.real)
+
+
+def _short_first(lengths: np.ndarray, places: Sequence[int]) -> np.ndarray:
+    """Places by the length of their rows, so that a part is not padded for one long row. [row]"""
+    found = np.asarray(places, dtype=np.int64)
+    return found[np.argsort(lengths[found], kind="stable")]
 
 
 def _keys_of(
