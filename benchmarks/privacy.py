@@ -63,7 +63,6 @@ ARMS = (
     _private("twin", 3.0),
     _private("twin", 1.0),
     _private("frozen-b", 8.0, dp_release="frozen-b"),
-    _private("frozen-b", 3.0, dp_release="frozen-b"),
     _private("frozen-b", 1.0, dp_release="frozen-b"),
     _private("noise-only A", 8.0, dp_control="noise"),
     *CONTROLS,
