@@ -109,13 +109,15 @@ def evaluate(
     Args and errors: as for ``resume``.
     """
     folder, config = RunFolder.open(Path(path))
-    _finished(folder)
+    finished = _finished(folder)
     given = Given(model, dataset, partition, tokenizer)
     prepared = prepare(given, config, _split_key(folder, config))
     simulation = Simulation(prepared.config, prepared.model, prepared.data, folder)
     simulation.restore()
     summary = RunSummary(
-        label_names=prepared.data.label_names, clients=tuple(simulation.evaluate())
+        label_names=prepared.data.label_names,
+        clients=tuple(simulation.evaluate()),
+        privacy=finished.privacy,
     )
     return Run(folder, config, summary, prepared.model, prepared.tokenizer)
 
