@@ -84,6 +84,15 @@ class ClientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no typ
         ):
             raise ValueError("every parameter of the optimizer has to be in one clip group")
 
+    def forget(self) -> None:
+        """Forget gradients and sums, also those of a batch that was left half way.
+
+        Opacus keeps sums until a step is taken; a record of such a batch would count twice.
+        """
+        self._step_skip_queue.clear()
+        self._is_last_step_skipped = False
+        self.zero_grad()
+
     def count_only(self, real: Bool[Tensor, "client own"]) -> None:
         """Say which records of the coming backward pass are real; fill rows count nothing."""
         self._real = real

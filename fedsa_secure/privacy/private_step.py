@@ -96,7 +96,7 @@ class PrivateStep:
             PrivacyError: if the first step leaves the parameters where they were.
         """
         before = None if self._steps else [p.detach().clone() for p in self.optimizer.params]
-        self.optimizer.zero_grad()
+        self.optimizer.forget()
         waiting = None
         for part in parts:
             if waiting is not None:
