@@ -5,10 +5,11 @@ A LoRA layer on a frozen one, a linear head, squared error. The client axis carr
 independent runs of a whole private training.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class Setting:
         noise_multiplier: σ.
         clip_norm: C of a record, or of a client's update.
         sampling_rate: q.
-        rate: learning rate of everything.
+        rate: learning rate of everything; where clients are protected, of a client's own steps.
         optimizer: ``sgd`` or ``adamw``.
         part: records of a client in one backward pass; None for all.
     """
@@ -143,12 +144,20 @@ class TinyModel(nn.Module):
         """Half the squared error of every record for every client, mean over its own tokens."""
         clients = self.context.clients
         predicted = self(records.inputs.repeat(clients, 1, 1))
-        squares = (predicted - records.targets.repeat(clients, 1)).square()
+        squares: Tensor = (predicted - records.targets.repeat(clients, 1)).square()
         return 0.5 * squares.sum(1) / records.lengths.repeat(clients)
 
 
 class Training(Protocol):
-    """A training of stacked clients that can be stopped before every step."""
+    """A training of stacked clients that can be stopped before every step, or round."""
+
+    @property
+    def shared(self) -> Tensor:
+        """What is released, as it is now. [client, r, d_in]"""
+
+    @property
+    def scale(self) -> float:
+        """What ``shared`` moves by, times this, is the noised sum, if the optimizer is SGD."""
 
     @property
     def noised(self) -> NamedTensors:
@@ -187,6 +196,16 @@ class RecordTraining:
         ]
 
     @property
+    def shared(self) -> Tensor:
+        """The values of A. [client, r, d_in]"""
+        return self.model.adapter.A.data
+
+    @property
+    def scale(self) -> float:
+        """The expected batch over the learning rate; SGD goes downhill."""
+        return -self.setting.sampling_rate * len(self.records.inputs) / self.setting.rate
+
+    @property
     def noised(self) -> NamedTensors:
         """Everything that is trained."""
         return {name: p.data for name, p in self.noised_parameters().items()}
@@ -212,24 +231,11 @@ class RecordTraining:
             yield PartialBatch(self.model.losses(records), drawn[:, part])
 
     def _drawn(self) -> Bool[Tensor, "client record"]:
-        drawn = torch.zeros(len(self._draws), len(self.records.inputs), dtype=torch.bool)
-        for client, draws in enumerate(self._draws):
-            drawn[client, next(draws)] = True
-        return drawn
+        drawn = np.zeros((len(self._draws), len(self.records.inputs)), dtype=np.bool_)
+        for own, draws in zip(drawn, self._draws, strict=True):
+            own[next(draws)] = True
+        return torch.from_numpy(drawn)
 
     def _remember(self, optimizer: Any) -> None:
         sums = [_untyped(p, "summed_grad").detach().flatten(1) for p in optimizer.params]
         self._sums = torch.cat(sums, dim=1)
-
-
-def released(training: RecordTraining) -> Iterator[Float[Tensor, "client r d_in"]]:
-    """What every step of ``training`` tells of A: the noised sum, which its values give away.
-
-    With SGD, ``A_t − A_{t+1}`` times the expected batch over the learning rate.
-    """
-    setting, A = training.setting, training.model.adapter.A
-    scale = setting.sampling_rate * len(training.records.inputs) / setting.rate
-    for _ in range(setting.steps):
-        before = A.detach().clone()
-        training.step()
-        yield (before - A.detach()) * scale
