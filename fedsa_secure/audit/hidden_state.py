@@ -42,7 +42,7 @@ from fedsa_secure.privacy import (
 _ORDINARY = 20
 _STACK = 8000
 """Trials of one pass: bounds the memory."""
-_POINTWISE = 3
+_POINTWISE = 6
 """Times as many trials where only (ε, δ) is claimed: refuting that takes rarer events."""
 _CLIENT_CLIP = 1e-3
 _SAMPLING_RATE = 0.5
@@ -235,7 +235,7 @@ def audit_distributed(
 
 def audit_hidden_state(
     epsilons: Sequence[float] = (1.0, 8.0),
-    trials: int = 8000,
+    trials: int = 4000,
     seed: int | None = None,
     delta: float = 1e-5,
 ) -> list[Finding]:
@@ -243,7 +243,7 @@ def audit_hidden_state(
 
     Args:
         epsilons: claims; the noise of every mode is calibrated to each.
-        trials: of each world; three times as many where only (ε, δ) is claimed.
+        trials: of each world; six times as many where only (ε, δ) is claimed.
         seed: for tests; the noise is then not secret. None for the operating system's.
         delta: of the claims.
 

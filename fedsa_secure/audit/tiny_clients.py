@@ -55,17 +55,21 @@ class ClientTraining:
         """A alone; B and head are never noised."""
         return {"A": self._A}
 
-    def step(self) -> Float[Tensor, "client value"]:
-        """Take a round; the clipped updates before noise. [client, value]"""
-        updates = self._update().flatten(1)
+    @property
+    def clipped(self) -> Float[Tensor, "client value"]:
+        """The clipped updates of the last round, before noise."""
+        return torch.stack([self._clip(update) for update in self._updates])
+
+    def step(self) -> None:
+        """Take a round."""
+        self._updates = self._update().flatten(1)
         label = f"round {self._rounds}"
         self._rounds += 1
         noised = [
             self._noise(update, secret, label)
-            for update, secret in zip(updates, self._secrets, strict=True)
+            for update, secret in zip(self._updates, self._secrets, strict=True)
         ]
         self._A += _SERVER_RATE * torch.stack(noised).view_as(self._A)
-        return torch.stack([self._clip(update) for update in updates])
 
     def _update(self) -> Float[Tensor, "client r d_in"]:
         with torch.no_grad():

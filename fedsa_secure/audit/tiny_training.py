@@ -163,8 +163,12 @@ class Training(Protocol):
     def noised(self) -> NamedTensors:
         """Everything that is noised, as it is now. Each [client, …]"""
 
-    def step(self) -> Float[Tensor, "client value"]:
-        """Take a step; the sums or updates that were clipped, before noise."""
+    @property
+    def clipped(self) -> Float[Tensor, "client value"]:
+        """Of the last step: the clipped sums or updates, before noise."""
+
+    def step(self) -> None:
+        """Take a step."""
 
 
 class RecordTraining:
@@ -214,11 +218,15 @@ class RecordTraining:
         """What the private step trains."""
         return self.model.trained()
 
-    def step(self) -> Float[Tensor, "client value"]:
-        """Take a private step; its clipped sums before noise. [client, value]"""
+    @property
+    def clipped(self) -> Float[Tensor, "client value"]:
+        """The clipped sums of the last step, before noise."""
+        return self._sums
+
+    def step(self) -> None:
+        """Take a private step."""
         with self.private_step.open():
             self.private_step(self.parts(self._drawn()))
-        return self._sums
 
     def parts(self, drawn: Bool[Tensor, "client record"]) -> Iterable[PartialBatch]:
         """The records in parts; a record that was not drawn is a fill row."""
