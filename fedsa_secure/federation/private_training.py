@@ -4,7 +4,7 @@ The release path reads the public shared tensors, the twin that a client keeps, 
 given ``ClientState.twin`` and has no way to ``ClientState.personal``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,7 @@ def released_method(method: Method, config: TrainConfig) -> Method:
     return method.without(Role.B) if config.dp_release == "frozen-b" else method
 
 
-def train_privately(
+def train_privately(  # noqa: PLR0913 - the last is for the auditor alone
     model: AdaptedModel,
     method: Method,
     config: TrainConfig,
@@ -76,6 +76,7 @@ def train_privately(
     shared: NamedTensors,
     turns: Sequence[PrivateTurn],
     round_number: int,
+    make_step: Callable[..., PrivateStep] = PrivateStep,
 ) -> list[ClientResult]:
     """Let these clients take their private steps of one round, in one stack.
 
@@ -88,6 +89,7 @@ def train_privately(
         shared: the public values of the shared tensors at the start of the round.
         turns: of the clients.
         round_number: counted from 1.
+        make_step: what makes the step; an audit puts its canaries into it.
 
     Returns:
         One result per client, in the order given; its state holds the new twin only.
@@ -104,7 +106,7 @@ def train_privately(
     parameters = model.parameters(method.trained)
     optimizer = StackedOptimizer(parameters, moments, settings)
     rows = [data.shards[turn.client].train for turn in turns]
-    step = PrivateStep(
+    step = make_step(
         model.model,
         clip_groups(model, method, mechanism),
         optimizer,
