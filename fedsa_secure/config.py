@@ -223,6 +223,11 @@ class TrainConfig(BaseModel):
         description="folder of the ledgers of data sets [default: $FEDSA_SECURE_HOME, or "
         "~/.fedsa_secure]",
     )
+    dp_metrics: Literal["noised"] | None = Field(
+        None,
+        description="noised: every evaluated round clients also send how many test rows their twin "
+        "gets right, with noise; else no metric leaves a client",
+    )
     dp_control: Literal["noise"] | None = Field(
         None, description="noise: a control whose private part sees no data, only noise"
     )

@@ -21,6 +21,7 @@ class Contribution:
         loss: its mean training loss; None in a private run, in which it is not sent.
         weight: what its update counts; 1 for all, or its training rows up to the public cap.
         rounding_key: of the coins that round it to the grid, where they are secret.
+        accuracy: of its twin on its own test part, with noise; None if it is not sent.
     """
 
     client: int
@@ -28,6 +29,7 @@ class Contribution:
     loss: float | None
     weight: int = 1
     rounding_key: bytes | None = None
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Outcome:
         aborts: why attempts ended, in order.
         exchanges: with the server, those of setup included, but not the opening of the session.
         overhead_bytes: all that clients sent in them besides their vectors.
+        accuracy: mean of the noised accuracies that clients sent, or None.
     """
 
     mean: Float[Tensor, " value"] | None
@@ -53,6 +56,7 @@ class Outcome:
     aborts: tuple[str, ...] = ()
     exchanges: int = 1
     overhead_bytes: int = 0
+    accuracy: float | None = None
 
 
 Contribute = Callable[[Sequence[int]], Iterator[Contribution]]
@@ -104,13 +108,18 @@ class ClearAggregation:
         size = sum(tensor.numel() for tensor in shared.values())
         total, weights = torch.zeros(size, dtype=torch.float64), 0
         losses: list[float] = []
+        accuracies: list[float] = []
         for each in contribute(cohort):
             total += each.update.double() * each.weight
             weights += each.weight
             losses += [] if each.loss is None else [each.loss]
-        loss = sum(losses) / len(losses) if losses else None
-        return Outcome(total / weights, loss, tuple(cohort))
+            accuracies += [] if each.accuracy is None else [each.accuracy]
+        return Outcome(total / weights, _mean(losses), tuple(cohort), accuracy=_mean(accuracies))
 
     def uplink_bytes(self, values: int) -> int:
         """Four bytes per value."""
         return 4 * values
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -37,6 +37,8 @@ class RoundRecord(BaseModel):
             0, in a private run.
         epsilon: certified ε of the client that has released most so far; None without
             differential privacy, or where noise was not secret.
+        noised_accuracy: mean of what clients sent with dp_metrics; unlike all other scores it is
+            covered by ε.
         statement: in the last record of a private run, what it promises, in words.
     """
 
@@ -56,6 +58,7 @@ class RoundRecord(BaseModel):
     aborts: tuple[str, ...] = ()
     clipped: int = 0
     epsilon: float | None = None
+    noised_accuracy: float | None = None
     statement: str | None = None
 
 

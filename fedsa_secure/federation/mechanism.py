@@ -47,6 +47,8 @@ class Mechanism:
         steps: noised releases in a round.
         delta: probability that ε does not cover.
         discrete: noise that is spread over the clients, or None.
+        metric_noise: standard deviation of the noise on a count of test rows; None if none is sent.
+            One test row moves a count by one.
     """
 
     record: bool
@@ -57,6 +59,7 @@ class Mechanism:
     steps: int
     delta: float
     discrete: DiscreteNoise | None = None
+    metric_noise: float | None = None
 
     @classmethod
     def of(cls, config: TrainConfig, values: int) -> "Mechanism":
@@ -84,7 +87,15 @@ class Mechanism:
             steps=config.local_steps if record else 1,
             delta=config.dp_delta,
             discrete=discrete,
+            metric_noise=_metric_noise(config),
         )
+
+    def metric_epsilon(self, counts: int) -> float:
+        """Certified ε of a test row after this many noised counts."""
+        if self.metric_noise is None or counts == 0:
+            return 0.0
+        event = Event(steps=counts, sampling_rate=1.0, noise_multiplier=self.metric_noise)
+        return certified_epsilon([event], self.delta)
 
     def epsilon(self, rounds: int) -> float:
         """Certified ε of what a client has released in this many rounds."""
@@ -165,6 +176,19 @@ def calibrated(config: TrainConfig, values: int) -> float:
     rate = representable_rate(config.dp_sampling_rate or 1.0) if record else 1.0
     steps = config.rounds * (config.local_steps if record else 1)
     return noise_multiplier_for(config.dp_epsilon, config.dp_delta, rate, steps)
+
+
+def _metric_noise(config: TrainConfig) -> float | None:
+    """A row is for training or for testing, never both, so each side may spend all of ε."""
+    if config.dp_metrics is None or config.dp_epsilon is None:
+        return None
+    counts = sum(is_evaluated(config, number) for number in range(1, config.rounds + 1))
+    return noise_multiplier_for(config.dp_epsilon, config.dp_delta, 1.0, counts)
+
+
+def is_evaluated(config: TrainConfig, round_number: int) -> bool:
+    """Whether models are measured at the end of this round."""
+    return round_number == config.rounds or round_number % config.evaluate_every == 0
 
 
 def _require_grid(noise: DiscreteNoise, clients: int) -> None:

@@ -49,6 +49,12 @@ def _check_delta(config: TrainConfig, records: list[int]) -> None:
 
 
 def _check_record_level(config: TrainConfig, method: Method) -> None:
+    if config.dp_metrics is not None and config.task == "generation":
+        raise PrivacyError(
+            "dp_metrics",
+            "a noised count of right answers is for classification",
+            "leave the option out",
+        )
     if config.dp_noise == "distributed":
         raise PrivacyError(
             "dp_noise",
@@ -75,7 +81,7 @@ def _check_record_level(config: TrainConfig, method: Method) -> None:
 
 def _check_client_level(config: TrainConfig) -> None:
     given = config.model_fields_set
-    for name in ("dp_release", "dp_sampling_rate", "dp_clip_weights", "dp_control"):
+    for name in ("dp_release", "dp_sampling_rate", "dp_clip_weights", "dp_control", "dp_metrics"):
         if name in given and getattr(config, name) != type(config).model_fields[name].default:
             if name == "dp_sampling_rate" and config.dp_sampling_rate is None:
                 continue

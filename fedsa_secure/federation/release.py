@@ -14,8 +14,9 @@ from fedsa_secure.data import FederatedData
 from fedsa_secure.federation.aggregation import Contribution
 from fedsa_secure.federation.checkpoint import StateStore
 from fedsa_secure.federation.encoding import Layout
+from fedsa_secure.federation.evaluation import predict_classes
 from fedsa_secure.federation.local_training import ClientResult, train_clients
-from fedsa_secure.federation.mechanism import Mechanism
+from fedsa_secure.federation.mechanism import Mechanism, is_evaluated
 from fedsa_secure.federation.privacy_report import PrivacyReport, statement
 from fedsa_secure.federation.private_training import (
     PrivateTurn,
@@ -110,7 +111,9 @@ class Release:
                 assert ready is not None  # noqa: S101 - for mypy
                 self._count(ready)
                 store.put(client, ready.state, round_number)
-                yield Contribution(client, ready.update, None, rounding_key=ready.key)
+                yield Contribution(
+                    client, ready.update, None, rounding_key=ready.key, accuracy=ready.accuracy
+                )
 
     def forget(self, last_round: int) -> None:
         """Stored uploads up to this round are not needed any more."""
@@ -121,7 +124,7 @@ class Release:
         """Certified ε of the client with most releases so far; None if noise was not secret."""
         if self._config.dp_test_seed is not None:
             return None
-        return self.mechanism.epsilon(max(self._rounds().values(), default=0))
+        return max(self._spent().values(), default=0.0)
 
     def report(self, stopped: str | None = None) -> PrivacyReport:
         """What the run promises, as far as it got.
@@ -129,8 +132,8 @@ class Release:
         Args:
             stopped: why it ended early.
         """
-        config, mechanism, rounds = self._config, self.mechanism, self._rounds()
-        spent_here = {taken: mechanism.epsilon(taken) for taken in set(rounds.values())}
+        config, mechanism = self._config, self.mechanism
+        most = max(self._counted("update").values(), default=0)
         secret = config.dp_test_seed is None
         report = PrivacyReport(
             epsilon=self.epsilon,
@@ -141,8 +144,8 @@ class Release:
             noise_multiplier=mechanism.noise_multiplier,
             clip_norm=mechanism.clip_norm,
             sampling_rate=mechanism.sampling_rate,
-            steps=max(rounds.values()) * mechanism.steps,
-            by_client={k: spent_here[taken] for k, taken in rounds.items()} if secret else {},
+            steps=most * mechanism.steps,
+            by_client=self._spent() if secret else {},
             lifetime=self._lifetimes() if secret else {},
             stopped=stopped,
         )
@@ -169,10 +172,25 @@ class Release:
         assert isinstance(ledger, DataSetLedger)  # noqa: S101 - for mypy
         return ledger
 
-    def _rounds(self) -> dict[int, int]:
-        """In how many rounds each client has released something."""
-        events = Counter(event.client for event in self.ledger.events())
-        return {client: events[client] for client in range(len(self._data.shards))}
+    def _spent(self) -> dict[int, float]:
+        """Certified ε of each client in this run.
+
+        A row is for training or for testing, by coins that know nothing of it. The counts are about
+        the one and the updates about the other, so the larger of the two is what a row has spent.
+        """
+        updates, counts = self._counted("update"), self._counted("metric")
+        return {
+            client: max(
+                self.mechanism.epsilon(updates[client]),
+                self.mechanism.metric_epsilon(counts[client]),
+            )
+            for client in range(len(self._data.shards))
+        }
+
+    def _counted(self, release: str) -> Counter[int]:
+        """Updates, or metrics, that each client has released so far."""
+        events = self.ledger.events()
+        return Counter(event.client for event in events if event.release == release)
 
     def _lifetimes(self) -> dict[str, float]:
         """Certified ε of each data set over all runs."""
@@ -200,8 +218,11 @@ class Release:
             if not self.mechanism.record:
                 update = self._noised(update, secret)
             key = secret.key("rounding")
-            event = self._event(result.client, round_number, secret, Upload.digest(update, key))
-            yield Upload(update, key, result.state, event)
+            accuracy = self._accuracy(result, secret, round_number)
+            digest = Upload.digest(update, key, accuracy)
+            event = self._event(result.client, round_number, secret, digest)
+            counted = None if accuracy is None else self._metric_event(event)
+            yield Upload(update, key, result.state, event, accuracy, counted)
 
     def _train(
         self,
@@ -221,6 +242,37 @@ class Release:
         return train_privately(
             model, released, config, self.mechanism, data, shared, private, round_number
         )
+
+    def _accuracy(
+        self, result: ClientResult, secret: TurnSecret, round_number: int
+    ) -> float | None:
+        """Accuracy of the twin on the client's test part, its count noised; None if not asked for.
+
+        Guarantee: the Gaussian mechanism of sensitivity 1 for a test row. For a training row it is
+            a function of the twin, which is noised. The number of test rows is public.
+        """
+        deviation = self.mechanism.metric_noise
+        if deviation is None or not is_evaluated(self._config, round_number):
+            return None
+        self._model.load([result.state.tensors(result.shared)], trained=())
+        rows = self._data.shards[result.client].test
+        classes, _ = predict_classes(self._model, self._data.rows, rows)
+        right = int((classes == self._data.rows.labels[rows]).sum())
+        noise = float(secret.gaussian("accuracy", 1)[0])
+        return (right + deviation * noise) / len(rows)
+
+    def _metric_event(self, event: LedgerEvent) -> LedgerEvent:
+        """What a noised count costs beside the update of the same turn."""
+        noise = self.mechanism.metric_noise
+        changes = {
+            "id": event.id + "00",  # another block of the same turn's secret
+            "release": "metric",
+            "steps": 1,
+            "sampling_rate": 1.0,
+            "clip_norm": 1.0,
+            "noise_multiplier": noise,
+        }
+        return event.model_copy(update=changes)
 
     def _noised(
         self, update: Float64[Tensor, " value"], secret: TurnSecret
@@ -300,8 +352,8 @@ class Release:
         lifetime, so only the run notes it.
         """
         if upload.event.private:
-            self.lifetime(upload.event.client).append([upload.event])
-        self.ledger.append([upload.event])
+            self.lifetime(upload.event.client).append(upload.events)
+        self.ledger.append(upload.events)
 
 
 def data_set_of(config: TrainConfig, client: int) -> str:

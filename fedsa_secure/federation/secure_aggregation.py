@@ -142,6 +142,7 @@ class SecureAggregation:
             config.seed,
             config.weight_cap,
             private=config.dp_epsilon is not None,
+            metric=config.dp_metrics is not None,
         )
         identities = {
             client: Identity.from_secret(digest("simulated identity", config.seed, client))
@@ -287,6 +288,7 @@ class SecureAggregation:
             loss=opened.loss,
             survivors=survivors,
             clipped=opened.clipped,
+            accuracy=opened.accuracy,
             attempts=going.attempts,
             aborts=tuple(going.aborts),
             exchanges=going.exchanges,

@@ -6,6 +6,8 @@ new coins and noise.
 """
 
 import hashlib
+import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from fedsa_secure.federation.local_training import ClientState
 from fedsa_secure.files import write_atomic, writing
 from fedsa_secure.privacy import LedgerEvent
 
-_UPDATE, _KEY, _EVENT, _STATE = "update", "rounding key", "event", "state/"
+_UPDATE, _KEY, _TOLD, _STATE = "update", "rounding key", "events", "state/"
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,27 @@ class Upload:
         key: of the coins that round it to the grid; 32 bytes.
         state: what the client keeps; never sent.
         event: what it costs.
+        accuracy: of the twin, noised; sent. None if it is not.
+        metric_event: what that costs.
     """
 
     update: Float64[Tensor, " value"]
     key: bytes
     state: ClientState
     event: LedgerEvent
+    accuracy: float | None = None
+    metric_event: LedgerEvent | None = None
+
+    @property
+    def events(self) -> list[LedgerEvent]:
+        """All that it costs."""
+        return [self.event] if self.metric_event is None else [self.event, self.metric_event]
 
     @staticmethod
-    def digest(update: Float64[Tensor, " value"], key: bytes) -> str:
+    def digest(update: Float64[Tensor, " value"], key: bytes, accuracy: float | None = None) -> str:
         """SHA-256 of all that decides about the bytes that are sent."""
-        return hashlib.sha256(update.contiguous().numpy().tobytes() + key).hexdigest()
+        metric = b"" if accuracy is None else struct.pack("<d", accuracy)
+        return hashlib.sha256(update.contiguous().numpy().tobytes() + key + metric).hexdigest()
 
 
 class UploadStore:
@@ -63,11 +75,14 @@ class UploadStore:
         Raises:
             CheckpointError: if it cannot be written.
         """
-        event = upload.event.model_dump_json().encode()
+        told = {
+            "accuracy": upload.accuracy,
+            "events": [event.model_dump() for event in upload.events],
+        }
         tensors = {
             _UPDATE: upload.update,
             _KEY: _tensor(upload.key),
-            _EVENT: _tensor(event),
+            _TOLD: _tensor(json.dumps(told).encode()),
             **{_STATE + name: tensor for name, tensor in pack_state(upload.state).items()},
         }
         write_atomic(self._path(upload.event.client, upload.event.round), save(tensors), mode=0o600)
@@ -83,8 +98,9 @@ class UploadStore:
             tensors = load(path.read_bytes())
             state = {n.removeprefix(_STATE): t for n, t in tensors.items() if n.startswith(_STATE)}
             update, key = tensors[_UPDATE], bytes(tensors[_KEY].numpy())
-            event = LedgerEvent.model_validate_json(bytes(tensors[_EVENT].numpy()))
-            if Upload.digest(update, key) != event.upload:
+            told = json.loads(bytes(tensors[_TOLD].numpy()))
+            events = [LedgerEvent.model_validate(event) for event in told["events"]]
+            if Upload.digest(update, key, told["accuracy"]) != events[0].upload:
                 raise ValueError("its update is not the one that its event names")
         except FileNotFoundError:
             return None
@@ -93,7 +109,7 @@ class UploadStore:
                 f"the stored upload {path} is damaged: {error}; restore it from a backup, or train "
                 "anew into another output_dir"
             ) from error
-        return Upload(update, key, unpack_state(state), event)
+        return Upload(update, key, unpack_state(state), events[0], told["accuracy"], *events[1:])
 
     def forget(self, last_round: int) -> None:
         """Remove the uploads of all rounds up to this one, which is in a checkpoint."""

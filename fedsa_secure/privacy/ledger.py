@@ -42,6 +42,8 @@ class LedgerEvent(BaseModel):
     """Standard deviation over sensitivity; 0 in a control that is not private."""
     clip_norm: float = Field(gt=0)
     mechanism: Literal["gaussian", "skellam"] = "gaussian"
+    release: Literal["update", "metric"] = "update"
+    """What the noise is on."""
     upload: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the stored upload."""
     private: bool = True

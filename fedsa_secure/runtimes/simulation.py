@@ -28,7 +28,7 @@ from fedsa_secure.federation.local_training import (
     optimizer_settings,
     train_clients,
 )
-from fedsa_secure.federation.mechanism import Mechanism
+from fedsa_secure.federation.mechanism import Mechanism, is_evaluated
 from fedsa_secure.federation.observer import Observer
 from fedsa_secure.federation.personalization import personalize
 from fedsa_secure.federation.release import Release
@@ -186,7 +186,7 @@ class Simulation:
         metrics = None
         if last:
             self._personalize()
-        if last or (round_number % config.evaluate_every == 0 and not self._twins):
+        if last or (is_evaluated(config, round_number) and not self._twins):
             metrics = self.evaluate(elsewhere=last)
             self._metrics = metrics if last else None
         seconds_evaluate = clock.lap()
@@ -340,6 +340,7 @@ class Simulation:
             aborts=outcome.aborts,
             clipped=outcome.clipped,
             epsilon=None if self._release is None else self._release.epsilon,
+            noised_accuracy=outcome.accuracy if is_evaluated(self._config, round_number) else None,
             statement=self._statement() if round_number == self._config.rounds else None,
         )
 
