@@ -1,7 +1,9 @@
 """``privatise``: what clients send in a private run: noised, stored, counted, only then sent."""
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from fedsa_secure.adapters import AdaptedModel
 from fedsa_secure.config import TrainConfig
+from fedsa_secure.errors import BudgetExceededError
 from fedsa_secure.data import FederatedData
 from fedsa_secure.federation.aggregation import Contribution
 from fedsa_secure.federation.checkpoint import StateStore
@@ -39,7 +42,7 @@ from fedsa_secure.privacy import (
 )
 from fedsa_secure.types import NamedTensors
 
-Check = Callable[[ClientResult], None]
+_log = logging.getLogger(__name__)
 
 
 class Release:
@@ -84,7 +87,6 @@ class Release:
         round_number: int,
         shared: NamedTensors,
         store: StateStore,
-        check: Check,
     ) -> Iterator[Contribution]:
         """What these clients send in a round, one at a time and in the order given.
 
@@ -93,7 +95,6 @@ class Release:
             round_number: counted from 1.
             shared: the public shared tensors at its start.
             store: where their states are, and go.
-            check: refuses results that cannot be used.
 
         Raises:
             BudgetExceededError: before the turn of a client whose data set would spend too much.
@@ -101,9 +102,9 @@ class Release:
         for group in passes(list(clients), self._stacked(clients)):
             found = {client: self._uploads.get(client, round_number) for client in group}
             missing = [client for client, upload in found.items() if upload is None]
-            for client in missing:
-                self._require_budget(client, round_number)
-            for upload in self._turns(missing, round_number, shared, store, check):
+            for client, upload in found.items():
+                self._require_budget(client, round_number, upload)
+            for upload in self._turns(missing, round_number, shared, store):
                 self._uploads.put(upload)
                 found[upload.event.client] = upload
             for client in group:
@@ -122,7 +123,7 @@ class Release:
     @property
     def epsilon(self) -> float | None:
         """Certified ε of the client with most releases so far; None if noise was not secret."""
-        if self._config.dp_test_seed is not None:
+        if not self._secret_noise:
             return None
         return max(self._spent().values(), default=0.0)
 
@@ -134,7 +135,7 @@ class Release:
         """
         config, mechanism = self._config, self.mechanism
         most = max(self._counted("update").values(), default=0)
-        secret = config.dp_test_seed is None
+        secret = self._secret_noise
         report = PrivacyReport(
             epsilon=self.epsilon,
             delta=config.dp_delta,
@@ -172,6 +173,12 @@ class Release:
         assert isinstance(ledger, DataSetLedger)  # noqa: S101 - for mypy
         return ledger
 
+    @property
+    def _secret_noise(self) -> bool:
+        """Whether nobody can make any of the run's noise again; the ledger has the last word."""
+        seeded = self._config.dp_test_seed is not None
+        return not seeded and all(event.private for event in self.ledger.events())
+
     def _spent(self) -> dict[int, float]:
         """Certified ε of each client in this run.
 
@@ -206,14 +213,16 @@ class Release:
         round_number: int,
         shared: NamedTensors,
         store: StateStore,
-        check: Check,
     ) -> Iterator[Upload]:
         if not clients:
             return
         secrets = {client: self._secret(client, round_number) for client in clients}
         for result in self._train(clients, round_number, shared, store, secrets):
-            check(result)
             secret = secrets[result.client]
+            if not _finite(result):
+                # An error would leave the client and tell of its data; this is noised and counted.
+                _log.warning("client %d: its turn is not finite and counts zero", result.client)
+                result = replace(result, shared=shared, state=store.get(result.client))
             update = self._layout.encode(difference(result.shared, shared)).double()
             if not self.mechanism.record:
                 update = self._noised(update, secret)
@@ -332,18 +341,29 @@ class Release:
         expected = self.mechanism.sampling_rate * sum(records) / max(1, len(records))
         return self._per_pass if expected < self._config.batch_size else 1
 
-    def _require_budget(self, client: int, round_number: int) -> None:
-        """Refuse the turn if the data set could not pay for it."""
+    def _require_budget(self, client: int, round_number: int, upload: Upload | None) -> None:
+        """Refuse a turn that the run did not plan, or that the data set could not pay for.
+
+        Raises:
+            BudgetExceededError: before anything of the turn is spent.
+        """
         config = self._config
-        if config.dp_lifetime_epsilon is None:
-            return
-        planned = self._event(client, round_number, TurnSecret.fresh(), "0" * 64)
-        require_budget(
-            self.lifetime(client),
-            [planned],
-            self._config.dp_delta,
-            self._config.dp_lifetime_epsilon,
-        )
+        if upload is not None:
+            planned = upload.events
+        else:
+            planned = [self._event(client, round_number, TurnSecret.fresh(), "0" * 64)]
+            if self.mechanism.metric_noise is not None and is_evaluated(config, round_number):
+                planned.append(self._metric_event(planned[0]))
+        own = {event.id for event in self.ledger.events() if event.client == client}
+        taken = sum(e.client == client and e.release == "update" for e in self.ledger.events())
+        if planned[0].id not in own and taken >= config.rounds:
+            raise BudgetExceededError(
+                f"client {client}",
+                f"it has released {taken} updates, and {config.rounds} were planned: uploads of "
+                "the run were lost after they had been counted",
+                "train anew into another output_dir, with what is left of the budget",
+            )
+        require_budget(self.lifetime(client), planned, config.dp_delta, self._budget(client))
 
     def _count(self, upload: Upload) -> None:
         """Write the event down, first at the silo's home: a crash in between counts too much.
@@ -354,6 +374,11 @@ class Release:
         if upload.event.private:
             self.lifetime(upload.event.client).append(upload.events)
         self.ledger.append(upload.events)
+
+
+def _finite(result: ClientResult) -> bool:
+    tensors = result.state.tensors(result.shared).values()
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def data_set_of(config: TrainConfig, client: int) -> str:
