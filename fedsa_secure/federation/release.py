@@ -97,7 +97,8 @@ class Release:
             store: where their states are, and go.
 
         Raises:
-            BudgetExceededError: before the turn of a client whose data set would spend too much.
+            BudgetExceededError: before anybody's turn, if a client's data set would spend too much.
+            CheckpointError: likewise, if another run spends from one.
         """
         for group in passes(list(clients), self._stacked(clients)):
             found = {client: self._uploads.get(client, round_number) for client in group}
