@@ -102,6 +102,8 @@ class Simulation:
         self._store.tidy(checkpoint)
         self._history.cut(checkpoint.history_bytes)
         self._done = checkpoint.round
+        if self._release is not None:
+            self._release.forget(self._done)  # a crash may have left them behind the checkpoint
 
     def run(self) -> RunSummary:
         """All rounds that are left, then the result."""
@@ -128,6 +130,7 @@ class Simulation:
     def _stop_early(self, error: BudgetExceededError) -> None:
         """Save the last good model as the result of a run that may not go on."""
         if self._done:
+            self.restore()  # some clients may have taken their turn of the round that is given up
             self._personalize()
             self._store.commit(self._done, self._shared, self._origin, self._history.length)
             self._finish(str(error))
@@ -364,6 +367,8 @@ class Simulation:
             privacy=None if self._release is None else self._release.report(stopped),
         )
         self._folder.write_summary(summary)
+        if self._release is not None:
+            self._release.forget(self._config.rounds)  # those of a round that was given up
         return summary
 
 
