@@ -1,6 +1,10 @@
-"""A tiny federation: random BERT, made-up words, unequal clients."""
+"""A tiny federation: random BERT, made-up words, unequal clients. And runs that are killed."""
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,3 +109,34 @@ def federation(
         return Federation(config, model, data, tmp_path_factory.mktemp("federation"))
 
     return make
+
+
+class Zygote:
+    """A process that runs `train` and `resume` in children, and kills them when asked."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self._process.stdout.readline() == "ready\n"
+
+    def call(self, action: str, delay: float | None = None, **options: Any) -> tuple[int, float]:
+        self._process.stdin.write(json.dumps([action, options, delay]) + "\n")
+        self._process.stdin.flush()
+        status, seconds = json.loads(self._process.stdout.readline())
+        return status, seconds
+
+    def close(self) -> None:
+        with self._process:  # closes the pipes and waits
+            self._process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    made = Zygote()
+    yield made
+    made.close()

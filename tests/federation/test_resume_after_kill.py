@@ -1,12 +1,7 @@
 """A run that is killed at any instant and resumed ends with the bytes of one that was not."""
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +11,6 @@ from fedsa_secure.federation.history import HISTORY, TIMINGS
 
 # These say how long things took, where the run folder is, or are for viewing only.
 NOT_COMPARED = (TIMINGS, "tensorboard", "config.toml")
-
-
-class Zygote:
-    """A process that runs `train` and `resume` in children, and kills them when asked."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "zygote.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert self._process.stdout.readline() == "ready\n"
-
-    def call(self, action: str, delay: float | None = None, **options: Any) -> tuple[int, float]:
-        self._process.stdin.write(json.dumps([action, options, delay]) + "\n")
-        self._process.stdin.flush()
-        status, seconds = json.loads(self._process.stdout.readline())
-        return status, seconds
-
-    def close(self) -> None:
-        with self._process:  # closes the pipes and waits
-            self._process.stdin.close()
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -84,7 +48,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def check_kills(zygote: Zygote, options: dict, folder: Path, kills: int) -> None:
+def check_kills(zygote: Any, options: dict, folder: Path, kills: int) -> None:
     status, seconds = zygote.call("train", output_dir=str(folder / "whole"), **options)
     assert status == 0
     expected = content(folder / "whole")
@@ -115,17 +79,17 @@ def check_kills(zygote: Zygote, options: dict, folder: Path, kills: int) -> None
     assert interrupted > 0
 
 
-def test_three_kills(zygote: Zygote, options: dict, tmp_path: Path) -> None:
+def test_three_kills(zygote: Any, options: dict, tmp_path: Path) -> None:
     check_kills(zygote, options, tmp_path, kills=3)
 
 
 @pytest.mark.slow
-def test_twenty_kills(zygote: Zygote, options: dict, tmp_path: Path) -> None:
+def test_twenty_kills(zygote: Any, options: dict, tmp_path: Path) -> None:
     check_kills(zygote, options, tmp_path, kills=20)
 
 
 def test_states_in_memory_and_on_disk_give_the_same_run(
-    zygote: Zygote, options: dict, tmp_path: Path
+    zygote: Any, options: dict, tmp_path: Path
 ) -> None:
     for kind in ("memory", "disk"):
         status, _ = zygote.call(
