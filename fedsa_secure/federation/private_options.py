@@ -1,5 +1,7 @@
 """Which options go with differential privacy. docs/privacy.md."""
 
+import math
+
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.errors import ConfigError, PrivacyError
 from fedsa_secure.methods import Method
@@ -44,8 +46,14 @@ def _check_delta(config: TrainConfig, records: list[int]) -> None:
             "dp_delta",
             f"{config.dp_delta:g} is not below one over {most} {units}: publishing one of them "
             "whole would be allowed",
-            f"give less than {1 / most:.1g}",
+            f"give less than {_rounded_down(1 / most):g}",
         )
+
+
+def _rounded_down(value: float) -> float:
+    """To one digit."""
+    digit = 10.0 ** math.floor(math.log10(value))
+    return math.floor(value / digit) * digit
 
 
 def _check_record_level(config: TrainConfig, method: Method) -> None:
