@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -176,15 +177,27 @@ def _with_privacy(
     check_private_options(config, method, [len(shard.train) for shard in data.shards])
     if config.dp_unit == "record":
         refuse_mixing(model.model)
-        rows = data.shards[0].train
-        batches = [np.append(rows[:3], row) for row in rows[[3 % len(rows), -1]]]
         model.load([{}], trained=())
-        first, other = (
-            partial(model, collate(data.rows, [batch], model.device).inputs) for batch in batches
-        )
-        refuse_dependent_rows(first, other)
+        for batches in _with_another_last(data.shards[0].train):
+            first, other = (
+                partial(model, collate(data.rows, [batch], model.device).inputs)
+                for batch in batches
+            )
+            refuse_dependent_rows(first, other)
     values = sum(model.initial[name].numel() for name in model.names(method.shared))
     return config.replace(dp_noise_multiplier=calibrated(config, values))
+
+
+def _with_another_last(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of batches that differ in their last row.
+
+    Of three rows each is once alone with either of the others: what looks for the largest value of
+    a batch finds another one at least once.
+    """
+    yield np.append(rows[:3], rows[3 % len(rows)]), np.append(rows[:3], rows[-1])
+    for k in range(3):
+        a, b, c = (rows[(k + place) % len(rows)] for place in range(3))
+        yield np.array([a, b]), np.array([a, c])
 
 
 def with_initial_adapter(config: TrainConfig) -> TrainConfig:
