@@ -136,15 +136,39 @@ def _bench_secagg(
         raise ConfigError(
             "clients", f"{clients!r} is no list of numbers", "write such as 3,10,100"
         ) from None
-    if json is not None and (json.is_dir() or not os.access(json.absolute().parent, os.W_OK)):
-        raise ConfigError("json", f"cannot write {json}", "give a file in a folder that is there")
+    _check_writable(json)
     with _console.status("") as status:
         rows = bench_secagg(sizes, values, large, status.update)
-    _console.print(_bench_table(rows))
+    _console.print(_bench_table("secure aggregation", rows, ("of Flower", "of bound")))
     for line in (*_BENCH_LEGEND, seed_note(rows)):
         _console.print(line, highlight=False)
     if json is not None:
         write_rows(json, rows)
+
+
+@_bench_app.command("dp")
+def _bench_dp(
+    sizes: Annotated[
+        str, typer.Option(metavar="TxB,…", help="tokens of a record x records of a batch")
+    ] = "128x8,32x16,512x2,6x64",
+    json: Annotated[Path | None, typer.Option(help="write the rows to this file")] = None,
+) -> None:
+    """Time a private training step beside the plain one, and Opacus' beside PEFT's."""
+    from fedsa_secure.bench import write_rows
+    from fedsa_secure.bench.dp import bench_dp, size_of
+
+    wanted = [size_of(size) for size in sizes.split(",")]
+    _check_writable(json)
+    with _console.status("") as status:
+        rows = bench_dp(wanted, status.update)
+    _console.print(_bench_table("a private training step", rows, ("of plain",)))
+    if json is not None:
+        write_rows(json, rows)
+
+
+def _check_writable(path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise ConfigError("json", f"cannot write {path}", "give a file in a folder that is there")
 
 
 _BENCH_LEGEND = (
@@ -153,22 +177,22 @@ _BENCH_LEGEND = (
 )
 
 
-def _bench_table(rows: Any) -> Table:
-    table = Table(title="secure aggregation")
-    for heading in ("n", "", "value", "unit", "of Flower", "of bound"):
+def _bench_table(title: str, rows: Any, ratios: tuple[str, ...]) -> Table:
+    table = Table(title=title)
+    for heading in ("n", "", "value", "unit", *ratios):
         table.add_column(heading, justify="left" if heading in ("", "unit") else "right")
     last = None
     for row in rows:
         if last not in (None, row.n):
             table.add_section()
         last = row.n
+        cells = (_cell(row.ratio_to_baseline, ".3f"), _cell(row.ratio_to_bound, ".2f"))
         table.add_row(
             str(row.n),
             row.name,
             f"{row.value:,.0f}" if row.value >= 1000 else f"{row.value:.3g}",
             row.unit,
-            _cell(row.ratio_to_baseline, ".3f"),
-            _cell(row.ratio_to_bound, ".2f"),
+            *cells[: len(ratios)],
         )
     return table
 
