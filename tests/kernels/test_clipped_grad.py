@@ -140,3 +140,27 @@ def test_a_gram_norm_is_never_below_the_norm_of_what_is_summed(
     exact = torch.stack(loop(*found.split([m, k], dim=2))).flatten(1).norm(dim=1)
     sizes = left.flatten(1).norm(dim=1) * right.flatten(1).norm(dim=1)
     assert (norms <= exact * (1 + 1e-6) + 1e-5 * sizes).all()
+
+
+@pytest.mark.parametrize("records", [16, 1000])
+@pytest.mark.parametrize("tokens", [2, 7])
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_a_record_that_cancels_moves_the_sum_by_its_threshold_at_most(place, tokens, records):
+    """Also in float32 and among others, whose own small gradients are added to its large parts."""
+    m, k, threshold, row = 8, 384, 1.0, int(place * (records - 1))
+    left = random(records, tokens, m, dtype=torch.float32)
+    right = random(records, tokens, k, seed=1, dtype=torch.float32)
+    right[row] = right[row, :1]
+    left[row, -1] = -left[row, :-1].sum(0)
+    left[row] *= 1e6
+    found = sample_grad(left, right)
+    assert found.shape[-1] == m + k
+    factors = (threshold / squared_norms(found, (m, k)).sqrt()).clamp(max=1.0).unsqueeze(0)
+    without = factors.clone()
+    without[0, row] = 0.0
+    sums = [clipped_sum(found.clone(), each, (m, k)).double() for each in (factors, without)]
+    assert (sums[0] - sums[1]).norm() <= threshold
+    assert (
+        loop(left[row : row + 1], right[row : row + 1])[0].norm()
+        < squared_norms(found, (m, k))[row].double().sqrt()
+    )

@@ -49,12 +49,16 @@ _DECODER = {
 }
 _MODELS: dict[str, tuple[type, type, dict]] = {
     "bert": (BertForSequenceClassification, BertConfig, _ENCODER),
-    "roberta": (RobertaForSequenceClassification, RobertaConfig, _ENCODER),
+    "roberta": (
+        RobertaForSequenceClassification,
+        RobertaConfig,
+        {**_ENCODER, "num_hidden_layers": 1},
+    ),
     "albert": (AlbertForSequenceClassification, AlbertConfig, {**_ENCODER, "embedding_size": 16}),
     "gpt2": (
         GPT2LMHeadModel,
         GPT2Config,
-        {**_DECODER, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 40},
+        {**_DECODER, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 40},
     ),
     "llama": (
         LlamaForCausalLM,
@@ -62,7 +66,7 @@ _MODELS: dict[str, tuple[type, type, dict]] = {
         {
             **_DECODER,
             "hidden_size": 32,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": 1,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "intermediate_size": 48,

@@ -28,7 +28,7 @@ from fedsa_secure.federation.optimizers import (
 )
 from fedsa_secure.privacy import ClientDPOptimizer, ClipGroup, PartialBatch, PrivateStep
 
-SHORT, LONG, OWN = 4, 12, 4  # tokens below and above the rank; rows of a client
+SHORT, LONG, OWN = 4, 12, 3  # tokens below and above the rank; rows of a client
 SIGMA = 0.7
 KINDS = {
     "lora": AdapterSettings(kind="lora", rank=8),
@@ -62,14 +62,15 @@ def groups_of(stack: Stack, joint: bool) -> list[list[str]]:
     return [list(stack.model.parameters([role])) for role in stack.trained]
 
 
-def medians(alone: dict[str, Tensor], groups: Sequence[Sequence[str]]) -> list[float]:
+def means(alone: dict[str, Tensor], groups: Sequence[Sequence[str]]) -> list[float]:
     """Thresholds that some records are above and some below."""
     found = []
     for names in groups:
         squares = torch.stack([alone[name].flatten(1).square().sum(1) for name in names]).sum(0)
         norms = squares.sqrt()
-        found.append(float(norms[norms.isfinite()].median()))
-        assert norms.nan_to_num().max() > found[-1] > norms.nan_to_num(torch.inf).min()
+        norms = norms[norms.isfinite()]
+        found.append(float(norms.mean()))
+        assert norms.max() > found[-1] > norms.min()
     return found
 
 
@@ -87,7 +88,7 @@ def check_one_step(
     """A step of plain SGD with rate 1 moves by minus the loop's clipped, noised, divided sum."""
     alone = stack.alone() if alone is None else alone
     groups = groups_of(stack, joint)
-    thresholds = medians(alone, groups)
+    thresholds = means(alone, groups)
     sums = expected_sums(stack, alone, groups, real=real, thresholds=thresholds)
     deviation = SIGMA * sum(c**2 for c in thresholds) ** 0.5
     expected = [1.0 + client for client in range(stack.clients)]
@@ -102,8 +103,7 @@ def check_one_step(
 
 
 @pytest.mark.parametrize("joint", [True, False], ids=["joint", "groups"])
-@pytest.mark.parametrize("tokens", [SHORT, LONG])
-@pytest.mark.parametrize("clients", [1, 4], ids=["C1", "C4"])
+@pytest.mark.parametrize(("clients", "tokens"), [(1, LONG), (4, SHORT), (4, LONG)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_equals_a_loop_over_records(kind, clients, tokens, joint):
     check_one_step(make_stack("bert", clients, tokens, kind), some_real(clients), joint)
@@ -148,7 +148,7 @@ def test_a_record_counts_at_most_the_threshold_whatever_it_is(seed):
     stack = make_stack("bert", 1, SHORT + 8 * (seed % 2))
     scale = 10.0 ** (4 * seed - 4)
     found = []
-    for real in (torch.ones(1, OWN, dtype=torch.bool), torch.tensor([[True, False, True, True]])):
+    for real in (torch.ones(1, OWN, dtype=torch.bool), torch.tensor([[True, False, True]])):
         stack.model.load(stack.values, TRAINED)
         thresholds, before = (0.3, 0.4, 1.2), values(stack)
         step = stack.step(thresholds, SIGMA)
@@ -169,7 +169,7 @@ def in_parts(stack: Stack, real: Tensor, size: int) -> Iterator[PartialBatch]:
 
 
 @pytest.mark.parametrize("kind", ["lora", "vera"])
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, 2])
 def test_a_batch_in_parts_takes_one_step_with_one_noise(kind, size):
     stack, real, found = make_stack("bert", 4, LONG, kind), some_real(4), []
     for rows in (size, OWN):
@@ -285,7 +285,7 @@ def test_nothing_of_the_hooks_stays_behind(name, after):
     assert traces(stack.model.model) == before
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("after", [1, 2])
 def test_nothing_of_a_step_that_failed_counts_in_the_next(after):
     """Its clipped sums would otherwise be added: a record could count twice for one noise."""
     real, found = some_real(2), []
@@ -308,7 +308,7 @@ def test_a_step_opens_again_after_one_that_failed():
         before, step = values(stack), stack.step((0.05,), SIGMA)
         if fails:
             with pytest.raises(OSError, match="cannot be read"), step.open():
-                step(broken_parts(stack, real, 3))
+                step(broken_parts(stack, real, 2))
         with step.open():
             step(one_part(stack, real))
         found.append(moved(stack, before))
