@@ -35,9 +35,10 @@ def main() -> None:
     for threads in (int(number) for number in arguments.threads.split(",")):
         torch.set_num_threads(threads)
         around = {**environment(), "cores": str(len(os.sched_getaffinity(0))), "model": model}
-        for row in bench_dp(sizes, lambda text: print(text, flush=True)):
-            append_row(RESULTS / "dp.csv", {**row.model_dump(), **around})
-            lines.append(shown(threads, row))
+        for size in sizes:  # what is measured is kept at once
+            for row in bench_dp([size], lambda text: print(text, flush=True)):
+                append_row(RESULTS / "dp.csv", {**row.model_dump(), **around})
+                lines.append(shown(threads, row))
     write_block(Path(__file__).parent / "README.md", "dp", "\n".join(lines))
 
 
