@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from fedsa_secure.audit.tiny_training import Records, Setting
+from fedsa_secure.audit.tiny_training import Records, Setting, Training
 from fedsa_secure.privacy import DiscreteNoise, TurnSecret, clipped_update, gaussian_update
 from fedsa_secure.types import NamedTensors
 
 _SERVER_RATE = 0.1
 
 
-class ClientTraining:
+class ClientTraining(Training):
     """Rounds of one protected client, for C trials at once.
 
     B and head are the client's own: they train without noise and stay from round to round. Other

@@ -5,9 +5,10 @@ A LoRA layer on a frozen one, a linear head, squared error. The client axis carr
 independent runs of a whole private training.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,30 +149,35 @@ class TinyModel(nn.Module):
         return 0.5 * squares.sum(1) / records.lengths.repeat(clients)
 
 
-class Training(Protocol):
+class Training(ABC):
     """A training of stacked clients that can be stopped before every step, or round."""
 
     @property
+    @abstractmethod
     def shared(self) -> Tensor:
         """What is released, as it is now. [client, r, d_in]"""
 
     @property
+    @abstractmethod
     def scale(self) -> float:
         """What ``shared`` moves by, times this, is the noised sum, if the optimizer is SGD."""
 
     @property
+    @abstractmethod
     def noised(self) -> NamedTensors:
         """Everything that is noised, as it is now. Each [client, …]"""
 
     @property
+    @abstractmethod
     def clipped(self) -> Float[Tensor, "client value"]:
         """Of the last step: the clipped sums or updates, before noise."""
 
+    @abstractmethod
     def step(self) -> None:
         """Take a step."""
 
 
-class RecordTraining:
+class RecordTraining(Training):
     """Training with protected records, for C trials at once: twin, or with a frozen B.
 
     Args:

@@ -1,4 +1,4 @@
-"""Given what was noised, one record moves a clipped sum by at most C; in the naive way it does not."""
+"""Given what was noised, one record moves a clipped sum by at most C; not so in the naive way."""
 
 from collections.abc import Callable
 from dataclasses import replace
