@@ -21,7 +21,6 @@ from fedsa_secure.bench.rounds import (
     sample_vector,
     whole_round,
 )
-from fedsa_secure.bench.rows import Row
 from fedsa_secure.bench.timing import (
     Task,
     forget_peak_memory,
@@ -30,6 +29,7 @@ from fedsa_secure.bench.timing import (
     take_turns,
 )
 from fedsa_secure.errors import ConfigError, MissingExtraError
+from fedsa_secure.reporting.rows import Row
 from fedsa_secure.secagg.masks import apply_masks
 from fedsa_secure.secagg.server import CollectingReveals
 from fedsa_secure.secagg.terms import Thresholds

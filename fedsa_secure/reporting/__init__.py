@@ -1,4 +1,6 @@
-"""What people look at after a run. Reads results of ``federation`` and changes none.
+"""What people look at after a run or a measurement. Reads results and changes none.
 
+audit        the figure of what audits prove
+rows         one row per figure, as JSON
 similarity   the figure of how alike the clients' A and B are
 """

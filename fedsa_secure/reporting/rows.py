@@ -14,7 +14,7 @@ class Row(BaseModel):
 
     Args:
         name: what was measured, with its size.
-        n: clients.
+        n: clients; of an audit trials.
         value: the figure.
         unit: of the figure.
         baseline: what it is compared with, or None.
