@@ -131,7 +131,7 @@ def audit_release_noise(
         seed: for tests.
     """
     rounds, clients, values = _NOISE_SHAPE
-    sigma = calibrated(config, values)
+    sigma = config.dp_noise_multiplier or calibrated(config, values)
     mechanism = Mechanism.of(config.replace(dp_noise_multiplier=sigma), values)
     noise = [
         release(mechanism, clients, values, None, None if seed is None else seed + 10 + k)
