@@ -14,9 +14,9 @@ import torch
 
 from fedsa_secure.bench import private_steps
 from fedsa_secure.bench.private_steps import BASELINES, RANK, STEPS, Size
-from fedsa_secure.bench.rows import Row
 from fedsa_secure.bench.timing import Task, take_turns
 from fedsa_secure.errors import ConfigError
+from fedsa_secure.reporting.rows import Row
 
 SIZES = (Size(128, 8), Size(32, 16), Size(512, 2), Size(6, 64))
 _LONGEST, _TURNS = 512, 7

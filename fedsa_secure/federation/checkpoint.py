@@ -20,7 +20,7 @@ from fedsa_secure.federation.local_training import ClientState
 from fedsa_secure.files import write_atomic, writing
 from fedsa_secure.types import NamedTensors
 
-_STATE = "state.json"
+_STATE, _AGAIN = "state.json", "-again"
 _PERSONAL, _TWIN, _MOMENTS, _STEPS = "personal/", "twin/", "moments/", "steps"
 
 
@@ -59,6 +59,7 @@ class Checkpoint(BaseModel):
         history_bytes: length of the history at that round.
         shared: the public shared tensors.
         clients: the state of every client that has had a turn.
+        ledger_events: events in the ledger of a private run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +72,7 @@ class Checkpoint(BaseModel):
     history_bytes: int
     shared: StoredFile
     clients: dict[int, StoredFile]
+    ledger_events: int = 0
 
 
 class StateStore:
@@ -110,7 +112,13 @@ class StateStore:
             self._files[client] = self._write(_client_file(client, round_number), pack_state(state))
 
     def commit(
-        self, round_number: int, shared: NamedTensors, origin: Origin, history_bytes: int
+        self,
+        round_number: int,
+        shared: NamedTensors,
+        origin: Origin,
+        history_bytes: int,
+        ledger_events: int = 0,
+        again: bool = False,
     ) -> None:
         """Make this round the one that a resumed run goes on from.
 
@@ -119,12 +127,15 @@ class StateStore:
             shared: the public shared tensors after it.
             origin: what the run was begun with.
             history_bytes: length of the history after it.
+            ledger_events: events in the ledger of a private run after it.
+            again: whether there is a checkpoint of this round already, whose files have to stay
+                until this one is complete.
 
         Raises:
             CheckpointError: if a file cannot be written; the previous checkpoint stays valid.
         """
         for client in sorted(self._dirty):
-            name = _client_file(client, round_number)
+            name = _client_file(client, round_number, again)
             self._files[client] = self._write(name, pack_state(self._memory[client]))
         self._dirty.clear()
         state = Checkpoint(
@@ -133,8 +144,9 @@ class StateStore:
             data=origin.data,
             model=origin.model,
             history_bytes=history_bytes,
-            shared=self._write(f"shared-r{round_number}.safetensors", shared),
+            shared=self._write(f"shared-r{round_number}{_AGAIN * again}.safetensors", shared),
             clients=dict(sorted(self._files.items())),
+            ledger_events=ledger_events,
         )
         write_atomic(self._folder / _STATE, state.model_dump_json(indent=1).encode())
         self.tidy(state)
@@ -208,8 +220,8 @@ def _damaged(path: Path, reason: str) -> str:
     )
 
 
-def _client_file(client: int, round_number: int) -> str:
-    return f"client-{client:05d}-r{round_number}.safetensors"
+def _client_file(client: int, round_number: int, again: bool = False) -> str:
+    return f"client-{client:05d}-r{round_number}{_AGAIN * again}.safetensors"
 
 
 def _digest(content: bytes) -> str:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from fedsa_secure.config import TrainConfig
 from fedsa_secure.errors import PrivacyError
-from fedsa_secure.federation.secure_aggregation import thresholds_of
-from fedsa_secure.federation.server import select_clients
+from fedsa_secure.federation.secure_aggregation import round_thresholds
 from fedsa_secure.privacy import (
     LARGEST_GAUSSIAN,
     DiscreteNoise,
@@ -76,7 +75,7 @@ class Mechanism:
             discrete = DiscreteNoise.of(
                 config.dp_clip_norm, config.dp_noise_multiplier, _honest(config), values
             )
-            _require_grid(discrete, _cohort(config))
+            _require_grid(discrete, round_thresholds(config).clients)
         weights = None if config.dp_clip_weights == "joint" else config.dp_clip_weights
         return cls(
             record=record,
@@ -205,12 +204,7 @@ def _require_grid(noise: DiscreteNoise, clients: int) -> None:
         )
 
 
-def _cohort(config: TrainConfig) -> int:
-    """Clients of a round."""
-    return len(select_clients(config.clients or 0, config.participation, config.seed, 1))
-
-
 def _honest(config: TrainConfig) -> int:
     """Clients of a sum that are not colluding, at least: m − c."""
-    thresholds = thresholds_of(config, _cohort(config))
+    thresholds = round_thresholds(config)
     return thresholds.survivors - thresholds.colluders

@@ -2,8 +2,6 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from fedsa_secure.config import TrainConfig
-
 
 class PrivacyReport(BaseModel):
     """The promise of a run, as far as it got.
@@ -18,8 +16,10 @@ class PrivacyReport(BaseModel):
         clip_norm: C.
         sampling_rate: of records.
         steps: noised releases of the client with most of them.
+        colluders: c that distributed noise allows for, else None.
+        survivors: m that it needs, else None.
         by_client: certified ε of every client in this run.
-        lifetime: certified ε of every data set over all runs.
+        lifetime: certified ε of a record of every data set over all runs.
         stopped: why the run ended early, or None.
         statement: all of it in words.
     """
@@ -35,6 +35,8 @@ class PrivacyReport(BaseModel):
     clip_norm: float
     sampling_rate: float
     steps: int
+    colluders: int | None = None
+    survivors: int | None = None
     by_client: dict[int, float]
     lifetime: dict[str, float]
     stopped: str | None = None
@@ -43,8 +45,8 @@ class PrivacyReport(BaseModel):
 
 NOT_COVERED = (
     "Not covered: the personal B and head, which stay with the client; metrics a client chooses to "
-    "publish, and the scores that a simulation prints; sizes, timing, participation; the gap "
-    "between floating-point and ideal noise."
+    "publish, and the scores that a simulation prints; settings chosen by looking at scores; "
+    "sizes, timing, participation, errors; the gap between floating-point and ideal noise."
 )
 
 
@@ -61,7 +63,7 @@ PROMISE = " ".join((CLAIM.format(change=RECORD, against=EVERYBODY), NOT_COVERED)
 """The promise of the default, without numbers."""
 
 
-def statement(report: PrivacyReport, config: TrainConfig) -> str:
+def statement(report: PrivacyReport) -> str:
     """The promise in words, with everything that it does not say."""
     if report.epsilon is None:
         return (
@@ -69,11 +71,11 @@ def statement(report: PrivacyReport, config: TrainConfig) -> str:
             "knows the seed can remove the noise."
         )
     change = RECORD if report.unit == "record" else "when the client is replaced by any other"
-    claim = CLAIM.format(change=change, against=_against(report, config))
+    claim = CLAIM.format(change=change, against=_against(report))
     numbers = f"Run ε = max_k ε_k = {report.epsilon:.4g} at δ = {report.delta:g}"
     spent = max(report.lifetime.values(), default=report.epsilon)
     if report.lifetime:
-        numbers += f"; lifetime ε of its data sets so far: at most {spent:.4g}"
+        numbers += f"; lifetime ε of a record of its data sets so far: at most {spent:.4g}"
     group = (
         "A person with records at m clients, or with several records, gets group privacy, which is "
         "weaker."
@@ -81,12 +83,10 @@ def statement(report: PrivacyReport, config: TrainConfig) -> str:
     return " ".join((claim, numbers + ".", NOT_COVERED, group))
 
 
-def _against(report: PrivacyReport, config: TrainConfig) -> str:
+def _against(report: PrivacyReport) -> str:
     if report.noise == "distributed":
-        given = config.colluders
-        most = "the assumed number of" if given is None else f"at most {given}"
         return (
-            f"against the server with {most} colluding clients, computationally, with at least the "
-            "minimum of survivors in every sum"
+            f"against the server with at most {report.colluders} colluding clients, "
+            f"computationally, with at least {report.survivors} survivors in every sum"
         )
     return EVERYBODY

@@ -1,7 +1,6 @@
 """``privatise``: what clients send in a private run: noised, stored, counted, only then sent."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from fedsa_secure.adapters import AdaptedModel
 from fedsa_secure.config import TrainConfig
-from fedsa_secure.errors import BudgetExceededError
 from fedsa_secure.data import FederatedData
 from fedsa_secure.federation.aggregation import Contribution
 from fedsa_secure.federation.checkpoint import StateStore
@@ -20,25 +18,20 @@ from fedsa_secure.federation.encoding import Layout
 from fedsa_secure.federation.evaluation import predict_classes
 from fedsa_secure.federation.local_training import ClientResult, train_clients
 from fedsa_secure.federation.mechanism import Mechanism, is_evaluated
-from fedsa_secure.federation.privacy_report import PrivacyReport, statement
 from fedsa_secure.federation.private_training import (
     PrivateTurn,
     released_method,
     train_privately,
 )
 from fedsa_secure.federation.server import difference
+from fedsa_secure.federation.spending import Spending, data_set_of
 from fedsa_secure.federation.stacking import passes
 from fedsa_secure.federation.uploads import Upload, UploadStore
 from fedsa_secure.methods import Method
 from fedsa_secure.privacy import (
-    DataSetLedger,
-    Ledger,
     LedgerEvent,
     TurnSecret,
     gaussian_update,
-    home_folder,
-    require_budget,
-    spent,
 )
 from fedsa_secure.types import NamedTensors
 
@@ -78,8 +71,7 @@ class Release:
         self._layout = layout
         self._run = folder.resolve().name
         self._uploads = UploadStore(folder / "uploads")
-        self._path = folder / "ledger.jsonl"
-        self._open: dict[int | None, Ledger] = {}
+        self.spending = Spending(config, mechanism, len(data.shards), folder)
 
     def contributions(
         self,
@@ -100,18 +92,18 @@ class Release:
             BudgetExceededError: before anybody's turn, if a client's data set would spend too much.
             CheckpointError: likewise, if another run spends from one.
         """
+        for client in clients:
+            self.spending.require(client, self._planned(client, round_number))
         for group in passes(list(clients), self._stacked(clients)):
             found = {client: self._uploads.get(client, round_number) for client in group}
             missing = [client for client, upload in found.items() if upload is None]
-            for client, upload in found.items():
-                self._require_budget(client, round_number, upload)
             for upload in self._turns(missing, round_number, shared, store):
                 self._uploads.put(upload)
                 found[upload.event.client] = upload
             for client in group:
                 ready = found[client]
                 assert ready is not None  # noqa: S101 - for mypy
-                self._count(ready)
+                self.spending.count(ready.events)
                 store.put(client, ready.state, round_number)
                 yield Contribution(
                     client, ready.update, None, rounding_key=ready.key, accuracy=ready.accuracy
@@ -121,92 +113,14 @@ class Release:
         """Stored uploads up to this round are not needed any more."""
         self._uploads.forget(last_round)
 
-    @property
-    def epsilon(self) -> float | None:
-        """Certified ε of the client with most releases so far; None if noise was not secret."""
-        if not self._secret_noise:
-            return None
-        return max(self._spent().values(), default=0.0)
-
-    def report(self, stopped: str | None = None) -> PrivacyReport:
-        """What the run promises, as far as it got.
-
-        Args:
-            stopped: why it ended early.
-        """
-        config, mechanism = self._config, self.mechanism
-        most = max(self._counted("update").values(), default=0)
-        secret = self._secret_noise
-        report = PrivacyReport(
-            epsilon=self.epsilon,
-            delta=config.dp_delta,
-            unit=config.dp_unit,
-            release=config.dp_release if mechanism.record else "update",
-            noise=config.dp_noise,
-            noise_multiplier=mechanism.noise_multiplier,
-            clip_norm=mechanism.clip_norm,
-            sampling_rate=mechanism.sampling_rate,
-            steps=most * mechanism.steps,
-            by_client=self._spent() if secret else {},
-            lifetime=self._lifetimes() if secret else {},
-            stopped=stopped,
-        )
-        return report.model_copy(update={"statement": statement(report, config)})
-
-    def close(self) -> None:
-        """Give the ledgers free for other runs."""
-        while self._open:
-            self._open.popitem()[1].close()
-
-    @property
-    def ledger(self) -> Ledger:
-        """What the run has spent."""
-        if None not in self._open:
-            self._open[None] = Ledger(self._path)
-        return self._open[None]
-
-    def lifetime(self, client: int) -> DataSetLedger:
-        """What the data set of a client has spent in all runs; nobody else may spend meanwhile."""
-        if client not in self._open:
-            home = home_folder(self._config.dp_home)
-            self._open[client] = DataSetLedger.open(home, data_set_of(self._config, client))
-        ledger = self._open[client]
-        assert isinstance(ledger, DataSetLedger)  # noqa: S101 - for mypy
-        return ledger
-
-    @property
-    def _secret_noise(self) -> bool:
-        """Whether nobody can make any of the run's noise again; the ledger has the last word."""
-        seeded = self._config.dp_test_seed is not None
-        return not seeded and all(event.private for event in self.ledger.events())
-
-    def _spent(self) -> dict[int, float]:
-        """Certified ε of each client in this run.
-
-        A row is for training or for testing, by coins that know nothing of it. The counts are about
-        the one and the updates about the other, so the larger of the two is what a row has spent.
-        """
-        updates, counts = self._counted("update"), self._counted("metric")
-        return {
-            client: max(
-                self.mechanism.epsilon(updates[client]),
-                self.mechanism.metric_epsilon(counts[client]),
-            )
-            for client in range(len(self._data.shards))
-        }
-
-    def _counted(self, release: str) -> Counter[int]:
-        """Updates, or metrics, that each client has released so far."""
-        events = self.ledger.events()
-        return Counter(event.client for event in events if event.release == release)
-
-    def _lifetimes(self) -> dict[str, float]:
-        """Certified ε of each data set over all runs."""
-        delta, found = self._config.dp_delta, {}
-        for client in range(len(self._data.shards)):
-            events = self.lifetime(client).events()
-            found[data_set_of(self._config, client)] = spent(events, delta)
-        return found
+    def _planned(self, client: int, round_number: int) -> list[LedgerEvent]:
+        """What a client's turn costs, or has cost if it was finished before a crash."""
+        upload = self._uploads.get(client, round_number)
+        if upload is not None:
+            return upload.events
+        event = self._event(client, round_number, TurnSecret.fresh(), "0" * 64)
+        noised = self.mechanism.metric_noise and is_evaluated(self._config, round_number)
+        return [event, self._metric_event(event)] if noised else [event]
 
     def _turns(
         self,
@@ -342,46 +256,7 @@ class Release:
         expected = self.mechanism.sampling_rate * sum(records) / max(1, len(records))
         return self._per_pass if expected < self._config.batch_size else 1
 
-    def _require_budget(self, client: int, round_number: int, upload: Upload | None) -> None:
-        """Refuse a turn that the run did not plan, or that the data set could not pay for.
-
-        Raises:
-            BudgetExceededError: before anything of the turn is spent.
-        """
-        config = self._config
-        if upload is not None:
-            planned = upload.events
-        else:
-            planned = [self._event(client, round_number, TurnSecret.fresh(), "0" * 64)]
-            if self.mechanism.metric_noise is not None and is_evaluated(config, round_number):
-                planned.append(self._metric_event(planned[0]))
-        own = {event.id for event in self.ledger.events() if event.client == client}
-        taken = sum(e.client == client and e.release == "update" for e in self.ledger.events())
-        if planned[0].id not in own and taken >= config.rounds:
-            raise BudgetExceededError(
-                f"client {client}",
-                f"it has released {taken} updates, and {config.rounds} were planned: uploads of "
-                "the run were lost after they had been counted",
-                "train anew into another output_dir, with what is left of the budget",
-            )
-        require_budget(self.lifetime(client), planned, config.dp_delta, self._budget(client))
-
-    def _count(self, upload: Upload) -> None:
-        """Write the event down, first at the silo's home: a crash in between counts too much.
-
-        Noise from a test's seed is the same in every run with it and counts nothing over a
-        lifetime, so only the run notes it.
-        """
-        if upload.event.private:
-            self.lifetime(upload.event.client).append(upload.events)
-        self.ledger.append(upload.events)
-
 
 def _finite(result: ClientResult) -> bool:
     tensors = result.state.tensors(result.shared).values()
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def data_set_of(config: TrainConfig, client: int) -> str:
-    """The name under which a client's data set is counted."""
-    return f"{config.dp_dataset_id or config.dataset}/client-{client}"

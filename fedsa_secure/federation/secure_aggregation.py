@@ -82,6 +82,12 @@ def thresholds_of(config: TrainConfig, clients_in_round: int) -> Thresholds:
     )
 
 
+def round_thresholds(config: TrainConfig) -> Thresholds:
+    """The floors of a round of a resolved configuration."""
+    cohort = select_clients(config.clients or 0, config.participation, config.seed, 1)
+    return thresholds_of(config, len(cohort))
+
+
 def check_options(config: TrainConfig, method: Method) -> None:
     """Refuse what the protocol could not do, before a run begins.
 
@@ -100,8 +106,7 @@ def check_options(config: TrainConfig, method: Method) -> None:
                 "dropouts", f"with method {method.name!r} nothing is sent", "leave the option out"
             )
         return
-    in_round = len(select_clients(clients, config.participation, config.seed, 1))
-    thresholds_of(config, in_round)
+    in_round = round_thresholds(config).clients
     if config.weight_cap is not None and config.weight_cap > integer_cap(in_round):
         raise ConfigError(
             "weight_cap",

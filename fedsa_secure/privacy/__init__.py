@@ -14,7 +14,11 @@ from fedsa_secure.privacy.discrete import (
     noise_multiplier_for_rounds,
     skellam_epsilon_of,
 )
-from fedsa_secure.privacy.guard import refuse_dependent_rows, refuse_mixing
+from fedsa_secure.privacy.guard import (
+    refuse_dependent_rows,
+    refuse_mixing,
+    refuse_shared_gradients,
+)
 from fedsa_secure.privacy.ledger import (
     DataSetLedger,
     Ledger,
@@ -52,6 +56,7 @@ __all__ = [
     "prv_epsilon",
     "refuse_dependent_rows",
     "refuse_mixing",
+    "refuse_shared_gradients",
     "representable_rate",
     "require_budget",
     "skellam_epsilon_of",

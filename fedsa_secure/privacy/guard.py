@@ -1,13 +1,16 @@
 """Models in which one row of a batch could change the gradient of another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedsa_kernels import squared_norms
 from fedsa_secure.errors import PrivacyError
+from fedsa_secure.privacy.watching import watched
 
 _MIXING = {
     "Linear8bitLt": "it looks for outliers over the whole batch",
@@ -68,3 +71,56 @@ def refuse_dependent_rows(
             "replaced, so one record would change the gradients of others",
             "take a model whose layers treat every row by itself",
         )
+
+
+def refuse_shared_gradients(
+    module: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    losses: Callable[[], Float[Tensor, " row"]],
+    rows: int,
+) -> None:
+    """Refuse a model in which the gradient of one record's loss is found at other rows.
+
+    That happens where rows mix, and where a layer's first dimension is not the batch.
+
+    Args:
+        module: the model that carries one client.
+        parameters: what is trained.
+        losses: of the rows of a batch, by a new forward pass.
+        rows: of the batch.
+
+    Raises:
+        PrivacyError: if a row other than its own has more than rounding of a record's gradient.
+    """
+    with watched(module):
+        for row in range(rows):
+            _forget_gradients(parameters)
+            losses()[row].backward()  # type: ignore[no-untyped-call]
+            squares = torch.stack([_squares(parameter) for parameter in parameters]).sum(0)
+            own, most = float(squares[row]), float(squares.max())
+            if not most <= own:
+                raise _misplaced()
+            squares[row] = 0.0
+            if not float(squares.max()) <= _TOLERANCE**2 * own:
+                raise _misplaced()
+
+
+def _squares(parameter: nn.Parameter) -> Tensor:
+    gradients: Any = getattr(parameter, "grad_sample", None)
+    return squared_norms(gradients, parameter.shape[1:])
+
+
+def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
+        untyped: Any = parameter
+        untyped.grad_sample = untyped.grad = None
+
+
+def _misplaced() -> PrivacyError:
+    return PrivacyError(
+        "the model",
+        "the gradient of one record's loss is found at other rows of the batch, so clipping record "
+        "by record would bound nothing",
+        "take a model whose layers have the batch as their first dimension and treat every row by "
+        "itself",
+    )

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsa_secure.errors import BudgetExceededError, CheckpointError, ConfigError, PrivacyError
-from fedsa_secure.files import FileLock, append_line, sync_folder, writing
+from fedsa_secure.files import FileLock, append_line, sync_folder, write_atomic, writing
 from fedsa_secure.privacy.accounting import Event, certified_epsilon
 from fedsa_secure.privacy.discrete import skellam_epsilon_of
 
@@ -188,6 +188,19 @@ class DataSetLedger(Ledger):
         with writing(home):
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(home / "ledgers" / ledger_name(data_set), data_set)
+
+    def budget(self, given: float | None) -> float | None:
+        """Most ε over all runs: what was given last, now or in an earlier run; None for no limit.
+
+        Args:
+            given: by the run that asks; it is remembered for later ones that give none.
+        """
+        path = self.path.with_suffix(".budget")
+        if given is not None:
+            write_atomic(path, repr(given).encode(), mode=0o600)
+        elif path.exists():
+            return float(path.read_text())
+        return given
 
     def append(self, events: Sequence[LedgerEvent]) -> None:
         """As ``Ledger.append``; and every event has to be of this data set."""

@@ -1,22 +1,18 @@
 """One private step of C stacked clients. Training and auditor take this path and no other."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from opacus import GradSampleModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedsa_secure.adapters import GroupedLinear
-from fedsa_secure.adapters.layer import AdapterLayer
 from fedsa_secure.errors import PrivacyError
-from fedsa_secure.privacy import grad_samplers as grad_samplers  # registers our layers
 from fedsa_secure.privacy.optimizer import ClientDPOptimizer, ClipGroup
 from fedsa_secure.privacy.randomness import TurnSecret
+from fedsa_secure.privacy.watching import watched
 
 
 @dataclass(frozen=True)
@@ -73,17 +69,7 @@ class PrivateStep:
     @contextmanager
     def open(self) -> Iterator["PrivateStep"]:
         """Let Opacus' hooks watch the trained layers."""
-        layers = [m for m in self._module.modules() if isinstance(m, AdapterLayer | GroupedLinear)]
-        with ExitStack() as stack:
-            for layer in layers:
-                stack.callback(setattr, layer, "training", layer.training)
-                layer.training = True  # hooks sleep in eval mode; the base model stays in it
-            # Our VeRA layers have buffers that are constants, which strict mode cannot know.
-            watched = GradSampleModule(self._module, loss_reduction="sum", strict=False)
-            stack.callback(_forget, watched)
-            stack.enter_context(warnings.catch_warnings())
-            # The first layer's input has no gradient, and its hook gets the output's all the same.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        with watched(self._module):
             yield self
 
     def __call__(self, parts: Iterable[PartialBatch]) -> None:
@@ -152,17 +138,3 @@ def _require_moved(before: list[Tensor], optimizer: ClientDPOptimizer) -> None:
         raise PrivacyError(
             "optimizer", "its first step moved no parameter", "check its learning rate"
         )
-
-
-def _forget(watched: GradSampleModule) -> None:
-    """Take Opacus' hooks and everything that they left on the parameters away."""
-    watched.remove_hooks()
-    for parameter in watched.parameters():
-        for name in ("grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample"):
-            if hasattr(parameter, name):
-                delattr(parameter, name)
-        parameter.grad = None
-    for module in watched.modules():
-        for name in ("activations", "max_batch_len"):
-            if hasattr(module, name):
-                delattr(module, name)

@@ -113,12 +113,13 @@ def evaluate(
     given = Given(model, dataset, partition, tokenizer)
     prepared = prepare(given, config, _split_key(folder, config))
     simulation = Simulation(prepared.config, prepared.model, prepared.data, folder)
-    simulation.restore()
-    summary = RunSummary(
-        label_names=prepared.data.label_names,
-        clients=tuple(simulation.evaluate()),
-        privacy=finished.privacy,
-    )
+    with closing(simulation):
+        simulation.restore()
+        summary = RunSummary(
+            label_names=prepared.data.label_names,
+            clients=tuple(simulation.evaluate()),
+            privacy=finished.privacy,
+        )
     return Run(folder, config, summary, prepared.model, prepared.tokenizer)
 
 

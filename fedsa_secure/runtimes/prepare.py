@@ -3,13 +3,10 @@
 import copy
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from flwr_datasets.partitioner import Partitioner
@@ -32,11 +29,13 @@ from fedsa_secure.errors import AdapterError, ConfigError, PrivacyError
 from fedsa_secure.federation.local_training import method_of
 from fedsa_secure.federation.mechanism import calibrated
 from fedsa_secure.federation.private_options import check_private_options
+from fedsa_secure.federation.private_training import released_method
 from fedsa_secure.federation.run_folder import OBJECT
 from fedsa_secure.federation.secure_aggregation import check_options
 from fedsa_secure.federation.stacking import clients_per_pass
 from fedsa_secure.methods import Method, find_method
-from fedsa_secure.privacy import refuse_dependent_rows, refuse_mixing
+from fedsa_secure.privacy import home_folder
+from fedsa_secure.runtimes.private_probe import refuse_unsound_model
 from fedsa_secure.streams import derive
 
 _log = logging.getLogger(__name__)
@@ -176,28 +175,18 @@ def _with_privacy(
     """
     check_private_options(config, method, [len(shard.train) for shard in data.shards])
     if config.dp_unit == "record":
-        refuse_mixing(model.model)
-        model.load([{}], trained=())
-        for batches in _with_another_last(data.shards[0].train):
-            first, other = (
-                partial(model, collate(data.rows, [batch], model.device).inputs)
-                for batch in batches
-            )
-            refuse_dependent_rows(first, other)
+        refuse_unsound_model(model, released_method(method, config), data, config.max_length)
     values = sum(model.initial[name].numel() for name in model.names(method.shared))
-    return config.replace(dp_noise_multiplier=calibrated(config, values))
+    return config.replace(
+        dp_noise_multiplier=calibrated(config, values),
+        dp_dataset_id=config.dp_dataset_id or _resolved(config.dataset),
+        dp_home=str(home_folder(config.dp_home).absolute()),
+    )
 
 
-def _with_another_last(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of batches that differ in their last row.
-
-    Of three rows each is once alone with either of the others: what looks for the largest value of
-    a batch finds another one at least once.
-    """
-    yield np.append(rows[:3], rows[3 % len(rows)]), np.append(rows[:3], rows[-1])
-    for k in range(3):
-        a, b, c = (rows[(k + place) % len(rows)] for place in range(3))
-        yield np.array([a, b]), np.array([a, c])
+def _resolved(source: str) -> str:
+    """One name for one folder or file, from wherever a run is started."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def with_initial_adapter(config: TrainConfig) -> TrainConfig:

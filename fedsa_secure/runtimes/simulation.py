@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 from fedsa_secure.adapters import AdaptedModel, save_peft_adapter
 from fedsa_secure.config import TrainConfig
@@ -103,6 +102,7 @@ class Simulation:
         self._history.cut(checkpoint.history_bytes)
         self._done = checkpoint.round
         if self._release is not None:
+            self._release.spending.restore(checkpoint.ledger_events)
             self._release.forget(self._done)  # a crash may have left them behind the checkpoint
 
     def run(self) -> RunSummary:
@@ -125,15 +125,21 @@ class Simulation:
     def close(self) -> None:
         """Give what a private run keeps locked free for other runs."""
         if self._release is not None:
-            self._release.close()
+            self._release.spending.close()
 
     def _stop_early(self, error: BudgetExceededError) -> None:
         """Save the last good model as the result of a run that may not go on."""
         if self._done:
             self.restore()  # some clients may have taken their turn of the round that is given up
             self._personalize()
-            self._store.commit(self._done, self._shared, self._origin, self._history.length)
+            self._commit(self._done, self._history.length, again=True)
             self._finish(str(error))
+
+    def _commit(self, round_number: int, history_bytes: int, again: bool = False) -> None:
+        """Make a checkpoint of the state as it is."""
+        spending = None if self._release is None else self._release.spending
+        events = 0 if spending is None else len(spending.run.events())
+        self._store.commit(round_number, self._shared, self._origin, history_bytes, events, again)
 
     def evaluate(self, elsewhere: bool = True) -> list[ClientMetrics]:
         """Metrics of all personal models as they are now, elsewhere than at home as well or not."""
@@ -197,7 +203,7 @@ class Simulation:
         length = self._history.append(record)
         # Of a private run nothing that was counted is to be made again, so every round is kept.
         if last or self._release or round_number % config.checkpoint_every == 0:
-            self._store.commit(round_number, self._shared, self._origin, length)
+            self._commit(round_number, length)
             if self._release:
                 self._release.forget(round_number)
         timing = RoundTiming(
@@ -281,9 +287,7 @@ class Simulation:
             return
         clock = _Clock()
         shared, store = self._shared, self._store
-        for each in self._release.contributions(
-            clients, round_number, shared, store, partial(_check_finite, round_number=round_number)
-        ):
+        for each in self._release.contributions(clients, round_number, shared, store):
             self._seconds_train += clock.lap()
             yield each
             clock.lap()
@@ -342,13 +346,13 @@ class Simulation:
             attempts=outcome.attempts,
             aborts=outcome.aborts,
             clipped=outcome.clipped,
-            epsilon=None if self._release is None else self._release.epsilon,
+            epsilon=None if self._release is None else self._release.spending.epsilon,
             noised_accuracy=outcome.accuracy if is_evaluated(self._config, round_number) else None,
             statement=self._statement() if round_number == self._config.rounds else None,
         )
 
     def _statement(self) -> str | None:
-        return None if self._release is None else self._release.report().statement
+        return None if self._release is None else self._release.spending.report().statement
 
     def _finish(self, stopped: str | None = None) -> RunSummary:
         """Write every client's adapter, then the result that marks the run as finished."""
@@ -364,7 +368,7 @@ class Simulation:
         summary = RunSummary(
             label_names=self._data.label_names,
             clients=tuple(metrics),
-            privacy=None if self._release is None else self._release.report(stopped),
+            privacy=None if self._release is None else self._release.spending.report(stopped),
         )
         self._folder.write_summary(summary)
         if self._release is not None:
