@@ -44,7 +44,7 @@ noise leaves. The false-alarm rate is divided between them."""
 _MARGIN = 1.1
 _LEAST_CANARIES = 2000
 _DEFAULTS = {
-    "clients": 1,
+    "clients": 10,
     "partition": "iid",
     "rounds": 10,
     "local_steps": 2,
@@ -81,6 +81,7 @@ def audit_run(
     canaries: int | None = None,
     noise_multiplier: float | None = None,
     false_alarm: float = 0.05,
+    trained_clients: int = 1,
     **options: Any,
 ) -> RunFinding:
     """Train once with canaries, guess which were in the data, and say what that proves.
@@ -92,9 +93,11 @@ def audit_run(
         noise_multiplier: σ of the training, to try the audit itself: with 0 it has to say
             "violated". By default what the claim asks for.
         false_alarm: largest probability of proving more than is true.
+        trained_clients: how many of the clients train, in one stack; the first has the canaries.
+            The others' updates depend on it through what it releases only.
         options: as of ``train``: model, data and training. Some are fixed (``secure_aggregation``
-            off, one clip norm over all that is trained); others have defaults of the audit: one
-            client, 20 steps, sampling rate ½, δ = 10⁻⁶.
+            off, one clip norm over all that is trained); others have defaults of the audit: iid,
+            20 steps, sampling rate ½, δ = 10⁻⁶.
 
     Raises:
         ConfigError: if an option is unknown, impossible or fixed, or there are more canaries than
@@ -115,23 +118,26 @@ def audit_run(
         mechanism = replace(mechanism, noise_multiplier=noise_multiplier)
     coins = _secret(config, "canaries", 0).coins("present", count, 0.5)
     planted = Canaries(coins, mechanism.sampling_rate)
-    train_with(planted, prepared, mechanism)
+    train_with(planted, prepared, mechanism, trained_clients)
     return judged(planted.scores, coins, config, mechanism.noise_multiplier, false_alarm)
 
 
-def train_with(canaries: Canaries, prepared: Prepared, mechanism: Mechanism) -> NamedTensors:
+def train_with(
+    canaries: Canaries, prepared: Prepared, mechanism: Mechanism, clients: int
+) -> NamedTensors:
     """All rounds of a private training whose first client has canaries; returns what is shared.
 
     Args:
         canaries: their scores are filled in.
         prepared: model, data and options.
         mechanism: clip norm, sampling and noise.
+        clients: the first so many train.
     """
     config, model, data = prepared.config, prepared.model, prepared.data
     method = released_method(method_of(config, model.generates), config)
     shared = _start(prepared)
     layout = Layout.of(shared)
-    states = [ClientState() for _ in data.shards]
+    states = [ClientState() for _ in data.shards[:clients]]
 
     def make_step(*made: Any, **named: Any) -> CanaryStep:
         tensors = [model.parameters(method.trained)[name] for name in shared]

@@ -142,6 +142,7 @@ def test_places_are_refused_before_anything_is_trained(
 
 def test_a_real_audit_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsa_secure.audit.mechanism._NOISE_SHAPE", (2, 3, 8))
+    monkeypatch.setattr("fedsa_secure.audit.mechanism.calibrated", lambda *_: 2.1)
     rows = tmp_path / "rows.json"
     done = CliRunner().invoke(_app, ["audit", "mechanism", "--trials", "100", "--json", str(rows)])
     # 15 findings, each wrong with a probability of at most one in a thousand.

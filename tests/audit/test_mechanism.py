@@ -18,7 +18,7 @@ from fedsa_secure.config import TrainConfig
 from fedsa_secure.privacy import ClientDPOptimizer, PrivateStep, TurnSecret
 from fedsa_secure.secagg import FixedPoint
 
-FALSE_ALARM = 0.01
+FALSE_ALARM = 0.05
 SEED = 5
 MODES = {
     "record": {"dp_unit": "record"},
@@ -32,13 +32,13 @@ def private(mode: str) -> TrainConfig:
     return TrainConfig.build(clients=3, dp_epsilon=8.0, dp_noise_multiplier=2.1, **MODES[mode])
 
 
-def attacked(mode: str, trials: int = 2500) -> Finding:
+def attacked(mode: str, trials: int = 1500) -> Finding:
     return audit_release(mode, private(mode), trials, FALSE_ALARM, SEED)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_nearly_all_of_mu_is_proven_and_never_more(mode: str) -> None:
-    """2500 trials a world; the seed is fixed, the bound is wrong for one seed in a hundred."""
+    """1500 trials a world. The bound is wrong for at most one seed in twenty."""
     found = attacked(mode)
     assert found.mu_claimed == pytest.approx(2.0, rel=1e-4)
     assert 0.85 * 2.0 <= found.mu_lower <= 2.0
@@ -48,7 +48,7 @@ def test_nearly_all_of_mu_is_proven_and_never_more(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_noise_is_what_the_run_promises(mode: str) -> None:
-    findings = audit_release_noise(mode, private(mode), FALSE_ALARM / 4, SEED)
+    findings = audit_release_noise(mode, private(mode), 0.01, SEED)
     assert len(findings) == 4
     for found in findings:
         assert found.verdict == "holds", found
@@ -56,7 +56,8 @@ def test_noise_is_what_the_run_promises(mode: str) -> None:
 
 def test_all_modes_are_in_the_audit(monkeypatch: Patch) -> None:
     monkeypatch.setattr("fedsa_secure.audit.mechanism._NOISE_SHAPE", (2, 4, 16))
-    findings = audit_mechanism(trials=100, test_seed=1)
+    config = TrainConfig.build(dp_epsilon=8.0, dp_sampling_rate=1.0)  # the quickest to calibrate
+    findings = audit_mechanism(config, trials=100, test_seed=1)
     claims = [each for each in findings if isinstance(each, Finding)]
     assert [each.name.split(":")[0] for each in claims] == [
         "record",
@@ -64,7 +65,8 @@ def test_all_modes_are_in_the_audit(monkeypatch: Patch) -> None:
         "client, distributed noise",
     ]
     assert len(findings) == 3 + 3 * 4
-    assert {each.verdict for each in findings} == {"holds"}
+    assert {each.verdict for each in claims} == {"inconclusive"}  # so few prove nothing
+    assert {each.verdict for each in findings if each not in claims} == {"holds"}
 
 
 # --- what is planted
