@@ -27,8 +27,8 @@ import fedsa_secure
 CSV = RESULTS / "privacy.csv"
 TABLES = Path(__file__).parents[1] / "docs" / "privacy.md"
 SEEDS = (0, 1, 2)
-ROUNDS, NOISED = 10, 2
-"""Rounds, and noised steps in each."""
+ROUNDS, NOISED, PERSONAL = 10, 2, 20
+"""Rounds; noised steps in each; personal steps after the last. The others take as many in all."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,6 @@ class Setting:
     arms: tuple[Arm, ...]
     options: dict[str, Any] = field(default_factory=dict)
     data: Callable[[int], Dataset] | None = None
-    personal: int = 40
-    """Personal steps of a private run; others take as many more with everything else."""
 
 
 def _opposed(title: str, records: int, test_rows: int, **more: Any) -> Setting:
@@ -116,23 +114,22 @@ def settings(data: Path | None) -> dict[str, Setting]:
                 "dataset": str(data / "glue" / "sst2"),
                 "max_rows": 1600,
                 "partition": "iid",
-                "cross_rows": 0,
             },
-            personal=20,
         )
     return found
 
 
 def run_one(name: str, setting: Setting, arm: Arm, seed: int) -> dict[str, object]:
     """Train once, through the public interface."""
-    options = {"rounds": ROUNDS, "evaluate_every": 10_000, **setting.options, **arm.options}
+    options = {"rounds": ROUNDS, "evaluate_every": 10_000, "cross_rows": 0}
+    options |= {**setting.options, **arm.options}
     if setting.data is not None:
         options["dataset"] = setting.data(seed)
     with tempfile.TemporaryDirectory() as folder:
         if arm.epsilon is None:
-            options["local_steps"] = NOISED + setting.personal // ROUNDS
+            options["local_steps"] = NOISED + PERSONAL // ROUNDS
         else:
-            options |= {"dp_home": f"{folder}/home", "personal_steps": setting.personal}
+            options |= {"dp_home": f"{folder}/home", "personal_steps": PERSONAL}
         run = fedsa_secure.train(output_dir=f"{folder}/run", seed=seed, **options)
         seconds = sum(timing.total for timing in run.timings.values())
         private = run.privacy
