@@ -39,6 +39,17 @@ TINY = {
     "initializer_range": 0.2,  # wide enough for the logits to depend on the words
 }
 
+PRIVACY = ("tests/privacy/", "tests/audit/", "/test_private_", "/test_distributed_noise")
+"""Where the suite of differential privacy is: it has a marker and a run of its own."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(place in item.path.as_posix() for place in PRIVACY):
+            item.add_marker("privacy")
+
+
 ModelFactory = Callable[..., nn.Module]
 DatasetFactory = Callable[..., Dataset]
 

@@ -45,9 +45,12 @@ def train(
 
     Raises:
         ConfigError: if an option, the data or the model do not fit; nothing is written.
-        PrivacyError: if ``dp_epsilon`` is set and the run would start from a client's own adapter.
+        PrivacyError: if ``dp_epsilon`` is set and an option, the model, or its start would break what
+            is promised; nothing is written.
         AdapterError: if ``clients_per_pass`` is a number above 1 and the model cannot be stacked.
-        DivergedError: if a client's training leaves the finite numbers.
+        BudgetExceededError: before the round in which a data set would spend too much; the last good
+            model is saved, and ``load`` opens it.
+        DivergedError: if a client's training leaves the finite numbers (without privacy).
         CheckpointError: if the run folder cannot be written; ``resume`` goes on from there.
 
     Example:
@@ -76,6 +79,7 @@ def resume(
     """Go on with a run that was interrupted; a finished run is returned as it is.
 
     The result is the same, byte for byte, as without the interruption (same machine and versions).
+    Not so in a private run: what is made again has new coins and noise, and is counted.
 
     Args:
         path: the run folder.
