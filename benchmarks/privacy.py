@@ -113,6 +113,7 @@ def settings(data: Path | None) -> dict[str, Setting]:
             {
                 "dataset": str(data / "glue" / "sst2"),
                 "max_rows": 1600,
+                "max_length": 24,
                 "partition": "iid",
             },
         )

@@ -45,10 +45,10 @@ def train(
 
     Raises:
         ConfigError: if an option, the data or the model do not fit; nothing is written.
-        PrivacyError: if ``dp_epsilon`` is set and an option, the model, or its start would break what
-            is promised; nothing is written.
+        PrivacyError: if an option, the model, or its start would break what ``dp_epsilon``
+            promises; nothing is written.
         AdapterError: if ``clients_per_pass`` is a number above 1 and the model cannot be stacked.
-        BudgetExceededError: before the round in which a data set would spend too much; the last good
+        BudgetExceededError: before a round in which a data set would spend too much; the last good
             model is saved, and ``load`` opens it.
         DivergedError: if a client's training leaves the finite numbers (without privacy).
         CheckpointError: if the run folder cannot be written; ``resume`` goes on from there.

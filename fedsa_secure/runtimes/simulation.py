@@ -88,6 +88,8 @@ class Simulation:
             CheckpointError: if it is damaged, or belongs to another configuration or other data.
         """
         restored = self._store.restore()
+        if self._release is not None:
+            self._release.spending.restore(0 if restored is None else restored[0].ledger_events)
         if restored is None:
             self._history.cut(0)
             return
@@ -102,7 +104,6 @@ class Simulation:
         self._history.cut(checkpoint.history_bytes)
         self._done = checkpoint.round
         if self._release is not None:
-            self._release.spending.restore(checkpoint.ledger_events)
             self._release.forget(self._done)  # a crash may have left them behind the checkpoint
 
     def run(self) -> RunSummary:
