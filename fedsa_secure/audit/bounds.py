@@ -11,10 +11,10 @@ bounds of Clopper and Pearson hold for the rates at that threshold.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, computed_field
 from scipy.special import ndtri
 from scipy.stats import beta
@@ -66,8 +66,8 @@ class Finding(BaseModel):
 
 
 def audit_two_worlds(
-    statistic_without: ArrayLike,
-    statistic_with: ArrayLike,
+    statistic_without: NDArray[Any],
+    statistic_with: NDArray[Any],
     claimed: float,
     delta: float,
     false_alarm: float = 0.05,
@@ -138,7 +138,7 @@ def most_provable(
     return max(pointwise, gaussian_epsilon(mu, delta)) if gaussian and mu > 0 else pointwise
 
 
-def largest_rate(errors: ArrayLike, trials: int, level: float) -> _Values:
+def largest_rate(errors: NDArray[Any] | np.integer | int, trials: int, level: float) -> _Values:
     """Upper bound of Clopper and Pearson: a probability that is larger with confidence 1 − level.
 
     Args:
@@ -149,12 +149,12 @@ def largest_rate(errors: ArrayLike, trials: int, level: float) -> _Values:
     Returns:
         The bounds. [rate]
     """
-    errors = np.asarray(errors, np.float64)
-    bounds = beta.ppf(1 - level, errors + 1, np.maximum(trials - errors, 0.5))
-    return np.where(errors >= trials, 1.0, bounds)
+    wrong = np.asarray(errors, np.float64)
+    bounds = beta.ppf(1 - level, wrong + 1, np.maximum(trials - wrong, 0.5))
+    return np.where(wrong >= trials, 1.0, bounds)
 
 
-def _checked(statistic: ArrayLike) -> _Values:
+def _checked(statistic: NDArray[Any]) -> _Values:
     values = np.asarray(statistic, np.float64)
     if values.ndim != 1 or len(values) < _LEAST_TRIALS or np.isnan(values).any():
         raise ValueError(f"a statistic has at least {_LEAST_TRIALS} numbers, one for each trial")

@@ -312,11 +312,11 @@ def _with_noise(worlds: TwoWorlds, sigma: float) -> TwoWorlds:
     return replace(worlds, setting=replace(worlds.setting, noise_multiplier=sigma))
 
 
-def _rows(*rows: Sequence[float]) -> Float[Tensor, "r d"]:
+def _rows(*rows: Sequence[float | int]) -> Float[Tensor, "r d"]:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _records(pairs: Sequence[tuple[Sequence[float], float]]) -> Records:
+def _records(pairs: Sequence[tuple[Sequence[float | int], float]]) -> Records:
     """Records of one token each."""
     inputs = _rows(*(x for x, _ in pairs)).unsqueeze(1)
     targets = torch.tensor([[y] for _, y in pairs], dtype=torch.float64)

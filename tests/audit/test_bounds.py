@@ -40,8 +40,8 @@ def test_a_gaussian_is_proven_nearly_whole_and_never_beyond(mu: float) -> None:
 
 def test_a_side_of_the_canary_does_not_matter() -> None:
     without, present = gaussians(2.0, 10_000)
-    right = audit_two_worlds(without, present, 20, DELTA, mu_claimed=3.0)
-    left = audit_two_worlds(-without, -present, 20, DELTA, mu_claimed=3.0)
+    right = audit_two_worlds(without, present, 20.0, DELTA, mu_claimed=3.0)
+    left = audit_two_worlds(-without, -present, 20.0, DELTA, mu_claimed=3.0)
     assert left.mu_lower == pytest.approx(right.mu_lower, rel=0.01)
     assert left.proven == pytest.approx(right.proven, rel=0.01)
 
@@ -109,4 +109,4 @@ def test_a_finding_is_written_with_its_verdict() -> None:
 )
 def test_numbers_that_are_no_trials_are_refused(without: list[float], present: list[float]) -> None:
     with pytest.raises(ValueError, match="trial"):
-        audit_two_worlds(without, present, 1.0, DELTA)
+        audit_two_worlds(np.array(without), np.array(present), 1.0, DELTA)

@@ -47,7 +47,8 @@ def test_a_hidden_record_proves_no_more_than_claimed(frozen_b: bool, epsilon: fl
 
 
 @pytest.mark.parametrize(
-    "worlds", [clipped_record(), clipped_record(frozen_b=True), replaced_client()]
+    "worlds",
+    [clipped_record(steps=2), clipped_record(frozen_b=True, steps=2), replaced_client(steps=2)],
 )
 def test_the_attack_has_power(worlds: TwoWorlds) -> None:
     finding = audit_gaussian(worlds, 8.0, DELTA, 2500, SEED)
@@ -57,7 +58,7 @@ def test_the_attack_has_power(worlds: TwoWorlds) -> None:
 
 def test_one_record_of_a_client_needs_the_claim_of_a_replaced_one() -> None:
     # Calibrated to C instead of 2C, μ would be half of what one record proves.
-    finding = audit_gaussian(changed_record_of_client(), 8.0, DELTA, 2500, SEED)
+    finding = audit_gaussian(changed_record_of_client(steps=2), 8.0, DELTA, 2500, SEED)
     assert finding.verdict == "holds"
     assert finding.mu_lower > 1.5 * finding.mu_claimed / 2
 
@@ -93,8 +94,8 @@ def coupled_losses() -> TwoWorlds:
 @pytest.mark.parametrize(
     ("worlds", "start"),
     [
-        (clipped_record, NoiseDividedByTheBatch),
-        (clipped_record, SumsThatStay),
+        (lambda: clipped_record(steps=3), NoiseDividedByTheBatch),
+        (lambda: clipped_record(steps=3), SumsThatStay),
         (lambda: hidden_record(frozen_b=True), UnclippedHead),
         (coupled_losses, MeanOverTokens),
     ],
@@ -110,7 +111,7 @@ def test_a_planted_bug_is_caught(
 
 def told_by_coins(public: bool, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
     """Whoever knows the coins looks only at the steps in which the canary could have been."""
-    worlds, trials = sampled(clipped_record(), rate=0.1), 4000
+    worlds, trials = sampled(clipped_record(steps=2), rate=0.1), 2000
     steps = worlds.setting.steps
     setting = replace(
         worlds.setting, noise_multiplier=noise_multiplier_for(epsilon, DELTA, 0.1, steps)
@@ -132,7 +133,7 @@ def told_by_coins(public: bool, epsilon: float) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.mark.parametrize("epsilon", [1.0])
 def test_coins_from_a_public_seed_are_caught(epsilon: float) -> None:
-    setting = sampled(clipped_record(), rate=0.1).setting
+    setting = sampled(clipped_record(steps=2), rate=0.1).setting
     sigma = noise_multiplier_for(epsilon, DELTA, 0.1, setting.steps)
     event = Event(steps=setting.steps, sampling_rate=0.1, noise_multiplier=sigma)
     claimed = certified_epsilon([event], DELTA)
