@@ -21,6 +21,7 @@ from fedsa_secure.privacy import (
     representable_rate,
     skellam_epsilon_of,
 )
+from fedsa_secure.privacy.discrete import TAIL_SHARE
 from fedsa_secure.secagg import FixedPoint
 from fedsa_secure.types import Role
 
@@ -76,6 +77,7 @@ class Mechanism:
                 config.dp_clip_norm, config.dp_noise_multiplier, _honest(config), values
             )
             _require_grid(discrete, round_thresholds(config).clients)
+            _require_tails(discrete, config)
         weights = None if config.dp_clip_weights == "joint" else config.dp_clip_weights
         return cls(
             record=record,
@@ -201,6 +203,22 @@ def _require_grid(noise: DiscreteNoise, clients: int) -> None:
             "dp_noise",
             f"sums of {clients} clients leave no room for 'distributed' noise in 32 bits",
             "use dp_noise='local', or fewer clients in a round",
+        )
+
+
+def _require_tails(noise: DiscreteNoise, config: TrainConfig) -> None:
+    """Refuse a δ that is not far above what the tables of the noise leave out.
+
+    Raises:
+        PrivacyError: naming the option.
+    """
+    left_out = noise.tail_delta(config.dp_epsilon or 0.0, config.rounds)
+    if left_out > TAIL_SHARE * config.dp_delta:
+        raise PrivacyError(
+            "dp_delta",
+            f"the tables of 'distributed' noise leave {left_out:.1g} out, and {config.dp_delta:g} "
+            "is not far enough above",
+            f"give at least {left_out / TAIL_SHARE:.1g}, a smaller dp_epsilon, or dp_noise='local'",
         )
 
 

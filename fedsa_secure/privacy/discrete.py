@@ -33,13 +33,17 @@ from numpy.typing import NDArray
 
 from fedsa_secure.errors import PrivacyError
 from fedsa_secure.privacy.randomness import TurnSecret
-from fedsa_secure.privacy.skellam import RELATIVE_ERROR, largest_draw, skellam_table
+from fedsa_secure.privacy.skellam import RELATIVE_ERROR, TAIL, largest_draw, skellam_table
 
 _BITS_OF_DEVIATION = 15
 _CLIP_SLACK = 1 - 2.0**-40  # far more than the rounding errors of a norm by pairwise sums
 _ORDERS = np.unique(np.geomspace(2, 2**15, 400).astype(np.int64))
 _LARGEST_MULTIPLIER = 2**20
 _DIGITS = 10**4
+
+
+TAIL_SHARE = 0.01
+"""Part of δ that is kept for draws beyond the tables."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,10 @@ class DiscreteNoise:
         """What the table's distance from the Skellam distribution adds to a round's ε, at most."""
         return 2 * self.values * self.honest * RELATIVE_ERROR
 
+    def tail_delta(self, epsilon: float, rounds: int) -> float:
+        """What all draws beyond the table cost of δ; has to be within ``TAIL_SHARE`` of it."""
+        return (1 + math.exp(epsilon)) * self.values * self.honest * rounds * TAIL
+
     def privatise(
         self, update: NDArray[np.floating], secret: TurnSecret, label: str
     ) -> NDArray[np.float64]:
@@ -185,7 +193,8 @@ def skellam_renyi(
 def skellam_epsilon_of(rounds: Sequence[tuple[float, float, float]], delta: float) -> float:
     """The ε of rounds with distributed noise, composed in Rényi DP; never below the truth.
 
-    The table's ``table_epsilon`` is not in it.
+    The table's ``table_epsilon`` is not in it; its ``tail_delta`` is, if it is within a hundredth
+    of δ.
 
     Args:
         rounds: of each round the variance of the honest survivors' noise, and the sensitivities L1
@@ -199,7 +208,7 @@ def skellam_epsilon_of(rounds: Sequence[tuple[float, float, float]], delta: floa
 
 
 def _to_epsilon(renyi: NDArray[np.float64], delta: float) -> float:
-    epsilon, _ = rdp.compute_epsilon(_ORDERS, renyi, delta)
+    epsilon, _ = rdp.compute_epsilon(_ORDERS, renyi, delta * (1 - TAIL_SHARE))
     return float(epsilon)
 
 

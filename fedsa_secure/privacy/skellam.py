@@ -17,6 +17,8 @@ LARGEST_VARIANCE = 2.0**34
 DEVIATIONS = 12
 """The table ends at this many standard deviations."""
 RELATIVE_ERROR = 2.0**-44
+TAIL = 3e-21
+"""Probability beyond 9.5 standard deviations, at most; in the table and in truth."""
 """Bound on |p′ / p − 1| of the table's probabilities p′ within 9.5 standard deviations."""
 
 _BITS = 127
