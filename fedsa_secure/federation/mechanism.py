@@ -212,7 +212,9 @@ def _require_tails(noise: DiscreteNoise, config: TrainConfig) -> None:
     Raises:
         PrivacyError: naming the option.
     """
-    left_out = noise.tail_delta(config.dp_epsilon or 0.0, config.rounds)
+    each = (noise.total_variance, noise.sensitivity_l1, noise.sensitivity_l2)
+    epsilon = skellam_epsilon_of([each] * config.rounds, config.dp_delta)
+    left_out = noise.tail_delta(epsilon, config.rounds)
     if left_out > TAIL_SHARE * config.dp_delta:
         raise PrivacyError(
             "dp_delta",

@@ -193,7 +193,7 @@ def test_a_lost_round_is_in_epsilon_like_any_other(seven: Any, seen: Seen) -> No
     assert [record.survivors == () for record in run.records] == [True, False]
     rounds = [run._mechanism.epsilon(count) for count in (1, 2)]
     assert [record.epsilon for record in run.records] == rounds
-    report = run._release.report()
+    report = run._release.spending.report()
     assert report.by_client[CLIENTS - 1] == rounds[1]
     assert report.by_client[0] == rounds[0]  # it was not there in the first round
     assert "against the server with" in report.statement
