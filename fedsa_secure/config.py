@@ -368,12 +368,22 @@ class TrainConfig(BaseModel):
             )
         if self.dropouts != 0.0 and not self.secure_aggregation:
             raise ValueError("dropouts are simulated in the protocol of secure_aggregation")
+        if self.dp_epsilon is None:
+            self._without_privacy()
         if self.warmup_steps >= self.rounds * self.local_steps:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} leaves nothing of the "
                 f"{self.rounds * self.local_steps} local steps of the run"
             )
         return self
+
+    def _without_privacy(self) -> None:
+        """Options of privacy that nobody would act on are no small slip."""
+        given = self.model_dump()
+        for name, field in type(self).model_fields.items():
+            default = field.get_default(call_default_factory=True, validated_data=given)
+            if name.startswith("dp_") and given[name] != default:
+                raise ValueError(f"{name} needs dp_epsilon; without it nothing is private")
 
     @classmethod
     def build(cls, **options: Any) -> "TrainConfig":

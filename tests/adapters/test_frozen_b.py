@@ -105,8 +105,8 @@ def test_veras_b_has_random_signs_and_makes_columns_of_norm_one(rank):
     [
         ({"dp_epsilon": 8, "dp_release": "frozen-b"}, True),
         ({"dp_epsilon": 8}, False),
-        ({"dp_release": "frozen-b"}, False),
-        ({"dp_epsilon": 8, "dp_release": "frozen-b", "dp_unit": "client"}, False),
+        ({"dp_epsilon": 8, "dp_unit": "client", "dp_delta": 0.1}, False),
+        ({}, False),
     ],
 )
 def test_a_run_starts_so_if_it_is_private_by_record(

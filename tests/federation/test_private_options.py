@@ -282,3 +282,13 @@ def test_the_noise_is_that_of_the_plan_or_more(federation: MakeFederation) -> No
     assert Mechanism.of(config.replace(dp_noise_multiplier=0.98 * found), 10).epsilon(50) > 8.0
     with pytest.raises(ConfigError):
         config.replace(dp_noise_multiplier=0.0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"dp_unit": "client"}, {"dp_delta": 1e-6}, {"dp_release": "frozen-b"}, {"dp_test_seed": 1}],
+)
+def test_options_of_privacy_without_epsilon_are_refused(option: dict[str, Any]) -> None:
+    """Whoever gives one believes that the run is private."""
+    with pytest.raises(ConfigError, match="needs dp_epsilon; without it nothing is private"):
+        TrainConfig.build(**option)
