@@ -1,6 +1,6 @@
 """Constructions and bugs that look private and are not. The auditor has to catch each of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,13 @@ from torch import nn
 
 from fedsa_secure.audit import Records, RecordTraining, Setting
 from fedsa_secure.federation.optimizers import OptimizerSettings, OptimizerState, StackedOptimizer
-from fedsa_secure.privacy import ClipGroup, PartialBatch, PrivateStep, TurnSecret
+from fedsa_secure.privacy import (
+    ClipGroup,
+    PartialBatch,
+    PrivateStep,
+    SecretPoissonSampler,
+    TurnSecret,
+)
 
 
 class Naive(RecordTraining):
@@ -117,3 +123,21 @@ class MeanOverTokens(RecordTraining):
         own = self.records.lengths / tokens
         for part in super().parts(drawn):
             yield PartialBatch(part.losses * own.flatten(), part.real)
+
+
+class CoinsOfTheSeed(RecordTraining):
+    """The noise is secret, but the coins follow from a seed that the server knows."""
+
+    public: Sequence[int] = ()
+    """Number of the turn that each trial's coins come from."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._draws = [coins_of(turn, self.setting, self.records) for turn in self.public]
+
+
+def coins_of(turn: int, setting: Setting, records: Records) -> Iterator[list[int]]:
+    """The records of each step, for whoever knows the seed (it is 0)."""
+    secret = TurnSecret.for_tests(0, 0, turn)
+    count = len(records.inputs)
+    return iter(SecretPoissonSampler(secret, count, setting.sampling_rate, setting.steps))

@@ -180,9 +180,9 @@ def _best_threshold(
         thresholds = np.quantile(np.concatenate([low, high]), np.linspace(0, 1, _CANDIDATES))
         alarms = largest_rate(half - np.searchsorted(low, thresholds, "right"), half, level)
         misses = largest_rate(np.searchsorted(high, thresholds, "right"), half, level)
-        bounds = [_pointwise(a, m, delta) for a, m in zip(alarms, misses, strict=True)]
-        place = int(np.argmax(bounds))
-        best = max(best, (bounds[place], sign, float(thresholds[place])))
+        odds = np.maximum((1 - delta - misses) / alarms, (1 - delta - alarms) / misses)
+        place = int(np.argmax(odds))
+        best = max(best, (float(odds[place]), sign, float(thresholds[place])))
     return best[1], best[2]
 
 
