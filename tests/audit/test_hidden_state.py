@@ -1,6 +1,5 @@
 """Attacks on whole trainings: ours prove at most the claim, every planted bug proves more."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count, islice
 
