@@ -54,21 +54,25 @@ def _plain(method: str, title: str | None = None) -> Arm:
     return Arm(title or method, None, {"method": method})
 
 
-CONTROLS = (_plain("local"), _plain("random-a", "random frozen A"), _plain("head-only"))
 ARMS = (
     _plain("fedsa", "fedsa, not private"),
     _private("twin", 8.0),
-    _private("twin", 3.0),
+    _plain("random-a", "random frozen A"),
+    _plain("local"),
+    _private("noise-only A", 8.0, dp_control="noise"),
     _private("twin", 1.0),
+    _private("twin", 3.0),
     _private("frozen-b", 8.0, dp_release="frozen-b"),
-    _private("noise-only A", 8.0, dp_control="noise"),
-    *CONTROLS,
+    _plain("head-only"),
 )
-CURVE = (
-    *(_private("twin", epsilon) for epsilon in (1000.0, 100.0, 30.0, 8.0)),
-    _private("noise-only A", 8.0, dp_control="noise"),
+OPPOSED = (
     _plain("fedsa", "fedsa, not private"),
-    *CONTROLS[:2],
+    _private("twin", 8.0),
+    _plain("random-a", "random frozen A"),
+    _plain("local"),
+    _private("twin", 100.0),
+    _private("twin", 1000.0),
+    _private("noise-only A", 8.0, dp_control="noise"),
 )
 
 
@@ -92,7 +96,7 @@ def _opposed(title: str, records: int, test_rows: int, **more: Any) -> Setting:
         "alpha": 8,
         **more,
     }
-    return Setting(title, CURVE, options, opposed_lexicon(records, test_rows))
+    return Setting(title, OPPOSED, options, opposed_lexicon(records, test_rows))
 
 
 def settings(data: Path | None) -> dict[str, Setting]:
@@ -102,18 +106,17 @@ def settings(data: Path | None) -> dict[str, Setting]:
         "opposed-60-frozen-head": _opposed(
             "Opposed labels, about 60 records per client, frozen head", 60, 250, head="frozen"
         ),
-        "opposed-450-frozen-head": _opposed(
-            "Opposed labels, about 450 records per client, frozen head", 450, 250, head="frozen"
-        ),
     }
     if data is not None:
         found["sst2"] = Setting(
-            "SST-2, 10 clients, IID, about 130 records per client",
+            "SST-2, 10 clients, IID, about 80 records per client",
             ARMS,
             {
                 "dataset": str(data / "glue" / "sst2"),
-                "max_rows": 1600,
+                "max_rows": 1000,
                 "max_length": 24,
+                "batch_size": 8,
+                "common_rows": 100,
                 "partition": "iid",
             },
         )
@@ -221,8 +224,8 @@ def main() -> None:
     jobs = [
         (name, arm, seed)
         for name in wanted
-        for seed in SEEDS
         for arm in known[name].arms
+        for seed in SEEDS
         if (name, arm.title, f"{arm.epsilon:g}" if arm.epsilon else "", str(seed)) not in done
     ]
     for count, (name, arm, seed) in enumerate([] if arguments.tables_only else jobs, start=1):
