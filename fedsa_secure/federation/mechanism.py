@@ -22,6 +22,7 @@ from fedsa_secure.privacy import (
     skellam_epsilon_of,
 )
 from fedsa_secure.privacy.discrete import TAIL_SHARE
+from fedsa_secure.privacy.skellam import TAIL
 from fedsa_secure.secagg import FixedPoint
 from fedsa_secure.types import Role
 
@@ -77,7 +78,6 @@ class Mechanism:
                 config.dp_clip_norm, config.dp_noise_multiplier, _honest(config), values
             )
             _require_grid(discrete, round_thresholds(config).clients)
-            _require_tails(discrete, config)
         weights = None if config.dp_clip_weights == "joint" else config.dp_clip_weights
         return cls(
             record=record,
@@ -154,6 +154,8 @@ def calibrated(config: TrainConfig, values: int) -> float:
     """
     if config.dp_epsilon is None:
         raise ValueError("there is nothing to calibrate without dp_epsilon")
+    if config.dp_noise == "distributed":
+        _require_tails(config, values)
     if config.dp_noise_multiplier is not None:
         epsilon = Mechanism.of(config, values).epsilon(config.rounds)
         if epsilon > config.dp_epsilon:
@@ -206,15 +208,14 @@ def _require_grid(noise: DiscreteNoise, clients: int) -> None:
         )
 
 
-def _require_tails(noise: DiscreteNoise, config: TrainConfig) -> None:
+def _require_tails(config: TrainConfig, values: int) -> None:
     """Refuse a δ that is not far above what the tables of the noise leave out.
 
     Raises:
         PrivacyError: naming the option.
     """
-    each = (noise.total_variance, noise.sensitivity_l1, noise.sensitivity_l2)
-    epsilon = skellam_epsilon_of([each] * config.rounds, config.dp_delta)
-    left_out = noise.tail_delta(epsilon, config.rounds)
+    epsilon = config.dp_epsilon or 0.0
+    left_out = (1 + math.exp(epsilon)) * values * _honest(config) * config.rounds * TAIL
     if left_out > TAIL_SHARE * config.dp_delta:
         raise PrivacyError(
             "dp_delta",

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from fedsa_secure.errors import PrivacyError
 from fedsa_secure.privacy.randomness import TurnSecret
-from fedsa_secure.privacy.skellam import RELATIVE_ERROR, TAIL, largest_draw, skellam_table
+from fedsa_secure.privacy.skellam import RELATIVE_ERROR, largest_draw, skellam_table
 
 _BITS_OF_DEVIATION = 15
 _CLIP_SLACK = 1 - 2.0**-40  # far more than the rounding errors of a norm by pairwise sums
@@ -123,10 +123,6 @@ class DiscreteNoise:
         """What the table's distance from the Skellam distribution adds to a round's ε, at most."""
         return 2 * self.values * self.honest * RELATIVE_ERROR
 
-    def tail_delta(self, epsilon: float, rounds: int) -> float:
-        """What all draws beyond the table cost of δ; has to be within ``TAIL_SHARE`` of it."""
-        return (1 + math.exp(epsilon)) * self.values * self.honest * rounds * TAIL
-
     def privatise(
         self, update: NDArray[np.floating], secret: TurnSecret, label: str
     ) -> NDArray[np.float64]:
@@ -193,8 +189,8 @@ def skellam_renyi(
 def skellam_epsilon_of(rounds: Sequence[tuple[float, float, float]], delta: float) -> float:
     """The ε of rounds with distributed noise, composed in Rényi DP; never below the truth.
 
-    The table's ``table_epsilon`` is not in it; its ``tail_delta`` is, if it is within a hundredth
-    of δ.
+    The table's ``table_epsilon`` is not in it; what its draws leave out is, if that is within
+    a hundredth of δ.
 
     Args:
         rounds: of each round the variance of the honest survivors' noise, and the sensitivities L1
