@@ -137,7 +137,7 @@ def test_the_whole_audit_at_full_power() -> None:
     "worlds", [clipped_record(), clipped_record(frozen_b=True), replaced_client()]
 )
 def test_canaries_at_the_clip_norm_are_tight(worlds: TwoWorlds, epsilon: float) -> None:
-    finding = audit_gaussian(worlds, epsilon, DELTA, 80_000 if epsilon < 2 else 20_000, SEED)
+    finding = audit_gaussian(worlds, epsilon, DELTA, 120_000 if epsilon < 2 else 20_000, SEED)
     print(finding)
     assert finding.verdict == "holds"
     assert finding.mu_lower >= 0.85 * finding.mu_claimed
