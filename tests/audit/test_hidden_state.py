@@ -101,6 +101,11 @@ def test_a_planted_bug_is_caught(worlds: TwoWorlds, start: type[RecordTraining])
     assert broken.verdict == "violated"
 
 
+def turns_with_the_canary(worlds: TwoWorlds, trials: int) -> list[int]:
+    drawn = (k for k in count() if 0 in next(coins_of(k, worlds.setting, worlds.present)))
+    return list(islice(drawn, trials))
+
+
 @pytest.mark.parametrize(
     ("start", "verdict"), [(CoinsOfTheSeed, "violated"), (RecordTraining, "holds")]
 )
@@ -110,9 +115,8 @@ def test_coins_from_a_public_seed_are_caught(
     # A run's seed is public, so its promise has to hold for every seed. The attacker takes runs
     # whose seed, were it that of the coins, has the canary in the first step: no sampling hides it.
     worlds, trials = sampled(clipped_record(steps=1), rate=0.1), 1500
-    setting, records = worlds.setting, worlds.present
-    drawn = (k for k in count() if 0 in next(coins_of(k, setting, records)))
-    monkeypatch.setattr(CoinsOfTheSeed, "public", list(islice(drawn, trials)))
+    if start is CoinsOfTheSeed:
+        monkeypatch.setattr(start, "public", turns_with_the_canary(worlds, trials))
     finding = audit_sampled(replace(worlds, start=start), 1.0, DELTA, trials, SEED)
     assert finding.verdict == verdict
 
