@@ -39,7 +39,16 @@ TINY = {
     "initializer_range": 0.2,  # wide enough for the logits to depend on the words
 }
 
-PRIVACY = ("tests/privacy/", "tests/audit/", "/test_private_", "/test_distributed_noise")
+PRIVACY = (
+    "tests/privacy/",
+    "tests/audit/",
+    "/test_private_",
+    "/test_distributed_noise",
+    "/test_clipped_grad",
+    "/test_frozen_b",
+    "/test_personal_marker",
+    "/test_dp",
+)
 """Where the suite of differential privacy is: it has a marker and a run of its own."""
 
 

@@ -244,4 +244,4 @@ def unpack_state(tensors: NamedTensors) -> ClientState:
     def below(prefix: str) -> NamedTensors:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-    return ClientState(below(_PERSONAL), below(_TWIN), below(_MOMENTS), int(tensors[_STEPS]))
+    return ClientState(below(_PERSONAL), below(_MOMENTS), int(tensors[_STEPS]), below(_TWIN))

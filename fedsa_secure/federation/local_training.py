@@ -34,16 +34,16 @@ class ClientState:
     Args:
         personal: its own values of the personal roles; empty before the first turn, when they are
             at the public start.
-        twin: with differential privacy per record, the values beside A of the part that is trained
-            with noise; the personal ones come after the last round, and nothing private reads them.
         moments: optimizer moments of everything it trains, by ``name#moment``.
         steps: optimizer steps taken so far.
+        twin: with differential privacy per record, the values beside A of the part that is trained
+            with noise; the personal ones come after the last round, and nothing private reads them.
     """
 
     personal: NamedTensors = field(default_factory=dict)
-    twin: NamedTensors = field(default_factory=dict)
     moments: NamedTensors = field(default_factory=dict)
     steps: int = 0
+    twin: NamedTensors = field(default_factory=dict)
 
     def tensors(self, shared: NamedTensors) -> NamedTensors:
         """All trained tensors of the client's model: shared, and its own as far as it has them."""

@@ -1,6 +1,7 @@
 """The personal part of a private run: B and head without noise, on top of the released A."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedsa_secure.adapters import AdaptedModel
 from fedsa_secure.config import TrainConfig
@@ -67,10 +68,7 @@ def personalize(
         keys = dropout_keys(batch, clients, config, last, step)
         plain_step(model, own, config, batch, keys, optimizer, _rates(model, own, config, step))
     personal = model.unload(own.trained)
-    return [
-        ClientState(personal[c], state.twin, state.moments, state.steps)
-        for c, (_, state) in enumerate(turns)
-    ]
+    return [replace(state, personal=personal[c]) for c, (_, state) in enumerate(turns)]
 
 
 def _rates(model: AdaptedModel, method: Method, config: TrainConfig, step: int) -> dict[str, float]:
