@@ -39,24 +39,32 @@ TINY = {
     "initializer_range": 0.2,  # wide enough for the logits to depend on the words
 }
 
-PRIVACY = (
-    "tests/privacy/",
-    "tests/audit/",
-    "/test_private_",
-    "/test_distributed_noise",
-    "/test_clipped_grad",
-    "/test_frozen_b",
-    "/test_personal_marker",
-    "/test_dp",
-)
-"""Where the suite of differential privacy is: it has a marker and a run of its own."""
+SUITES = {
+    "privacy": (
+        "tests/privacy/",
+        "tests/audit/",
+        "/test_private_",
+        "/test_distributed_noise",
+        "/test_clipped_grad",
+        "/test_frozen_b",
+        "/test_personal_marker",
+        "/test_dp",
+    ),
+    "protocol": (
+        "tests/secagg/test_crash_faults",
+        "tests/secagg/test_leakage",
+        "tests/secagg/test_secrets_are_fresh",
+    ),
+}
+"""Which tests have a marker and a run of their own in the gate, by place."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(place in item.path.as_posix() for place in PRIVACY):
-            item.add_marker("privacy")
+        for marker, places in SUITES.items():
+            if any(place in item.path.as_posix() for place in places):
+                item.add_marker(marker)
 
 
 ModelFactory = Callable[..., nn.Module]
