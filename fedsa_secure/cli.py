@@ -136,7 +136,7 @@ def _bench_secagg(
         raise ConfigError(
             "clients", f"{clients!r} is no list of numbers", "write such as 3,10,100"
         ) from None
-    _check_writable(json)
+    _require_places(json=json)
     with _console.status("") as status:
         rows = bench_secagg(sizes, values, large, status.update)
     _console.print(_bench_table("secure aggregation", rows, ("of Flower", "of bound")))
@@ -158,17 +158,12 @@ def _bench_dp(
     from fedsa_secure.bench.dp import bench_dp, size_of
 
     wanted = [size_of(size) for size in sizes.split(",")]
-    _check_writable(json)
+    _require_places(json=json)
     with _console.status("") as status:
         rows = bench_dp(wanted, status.update)
     _console.print(_bench_table("a private training step", rows, ("of plain",)))
     if json is not None:
         write_rows(json, rows)
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise ConfigError("json", f"cannot write {path}", "give a file in a folder that is there")
 
 
 _BENCH_LEGEND = (
@@ -217,7 +212,7 @@ def _audit_mechanism(
 ) -> None:
     """Single releases through clip, noise, mask and sum; size and independence of the noise."""
     config = TrainConfig.build(dp_epsilon=epsilon)
-    _require_places(json, plot)
+    _require_places(json=json, plot=plot)
     from fedsa_secure.audit import audit_mechanism
 
     with _console.status("training"):
@@ -240,7 +235,7 @@ def _audit_run(
 ) -> None:
     """One real training with canaries in it, made for the audit only; minutes."""
     TrainConfig.build(dp_epsilon=epsilon)
-    _require_places(json, plot)
+    _require_places(json=json, plot=plot)
     from fedsa_secure.audit import audit_run
 
     _quiet_libraries()
@@ -263,7 +258,7 @@ def _audit_hidden_state(
 ) -> None:
     """The worst case: can state without noise carry a record into A? Every mode of protection."""
     claims = _numbers("epsilon", epsilon)
-    _require_places(json, plot)
+    _require_places(json=json, plot=plot)
     from fedsa_secure.audit import audit_hidden_state
 
     with _console.status("training"):
@@ -278,12 +273,12 @@ def _numbers(option: str, given: str) -> list[float]:
         raise ConfigError(option, f"{given!r} is no list of numbers", "write such as 1,8") from None
 
 
-def _require_places(*files: Path | None) -> None:
-    """Refuse files that cannot be written before anything is measured."""
-    for path in files:
+def _require_places(**files: Path | None) -> None:
+    """Refuse files that cannot be written before anything is measured; by option."""
+    for option, path in files.items():
         if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise ConfigError(
-                "file", f"cannot write {path}", "give a file in a folder that is there"
+                option, f"cannot write {path}", "give a file in a folder that is there"
             )
 
 

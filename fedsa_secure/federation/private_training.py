@@ -114,10 +114,7 @@ def train_privately(  # noqa: PLR0913 - the last is for the auditor alone
         expected_batches=torch.tensor([mechanism.sampling_rate * len(own) for own in rows]),
         secrets=[turn.secret for turn in turns],
     )
-    samplers = [
-        SecretPoissonSampler(turn.secret, len(own), mechanism.sampling_rate, config.local_steps)
-        for turn, own in zip(turns, rows, strict=True)
-    ]
+    samplers = _samplers(turns, rows, mechanism, config.local_steps)
     clients = [turn.client for turn in turns]
     lengths = [data.rows.lengths()[own] for own in rows]
     with step.open():
@@ -129,6 +126,16 @@ def train_privately(  # noqa: PLR0913 - the last is for the auditor alone
             places = [_short_first(*each) for each in zip(lengths, seen, strict=True)]
             step(_parts(model, data, config, rows, places, words))
     return _results(model, method, clients, moments.unstack())
+
+
+def _samplers(
+    turns: Sequence[PrivateTurn], rows: Sequence[np.ndarray], mechanism: Mechanism, steps: int
+) -> list[SecretPoissonSampler]:
+    """Which records of each client are in each step, by its own secret coins."""
+    return [
+        SecretPoissonSampler(turn.secret, len(own), mechanism.sampling_rate, steps)
+        for turn, own in zip(turns, rows, strict=True)
+    ]
 
 
 def clip_groups(model: AdaptedModel, method: Method, mechanism: Mechanism) -> list[ClipGroup]:

@@ -32,7 +32,9 @@ PRIVATE = {
 }
 
 
-def refused(option: str, problem: str, records: tuple[int, ...] = (50, 60), **options: Any) -> None:
+def check_refused(
+    option: str, problem: str, records: tuple[int, ...] = (50, 60), **options: Any
+) -> None:
     """These options are refused, and the error names this one."""
     config = TrainConfig.build(dp_epsilon=3.0, clients=len(records), **options)
     with pytest.raises(FedSAError, match=problem) as caught:
@@ -42,18 +44,18 @@ def refused(option: str, problem: str, records: tuple[int, ...] = (50, 60), **op
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in SHARING])
 def test_methods_that_send_nothing_have_nothing_to_protect(method: str) -> None:
-    refused("dp_epsilon", "nothing leaves a client", method=method)
-    refused("dp_epsilon", "nothing leaves a client", method=method, dp_unit="client")
+    check_refused("dp_epsilon", "nothing leaves a client", method=method)
+    check_refused("dp_epsilon", "nothing leaves a client", method=method, dp_unit="client")
 
 
 @pytest.mark.parametrize("unit", ["record", "client"])
 def test_weights_by_rows_are_refused(unit: str) -> None:
-    refused("weighting", "has no noise", weighting="samples", weight_cap=9, dp_unit=unit)
+    check_refused("weighting", "has no noise", weighting="samples", weight_cap=9, dp_unit=unit)
 
 
 def test_delta_has_to_be_below_one_over_those_it_protects() -> None:
-    refused("dp_delta", "one over 60 records", dp_delta=1 / 60)
-    refused("dp_delta", "one over 3 clients", (5, 5, 5), dp_delta=0.4, dp_unit="client")
+    check_refused("dp_delta", "one over 60 records", dp_delta=1 / 60)
+    check_refused("dp_delta", "one over 3 clients", (5, 5, 5), dp_delta=0.4, dp_unit="client")
     config = TrainConfig.build(dp_epsilon=3.0, dp_delta=1 / 61)
     check_private_options(config, find_method("fedsa"), [50, 60])
 
@@ -69,17 +71,17 @@ def test_the_delta_that_is_proposed_would_be_accepted(most: int) -> None:
 
 
 def test_noise_that_is_spread_over_clients_does_not_protect_records() -> None:
-    refused("dp_noise", "feed the next ones", dp_noise="distributed")
+    check_refused("dp_noise", "feed the next ones", dp_noise="distributed")
 
 
 @pytest.mark.parametrize("method", [name for name in SHARING if name != "fedsa"])
 def test_frozen_b_needs_a_method_that_shares_a_alone(method: str) -> None:
-    refused("dp_release", "shares A and keeps B", dp_release="frozen-b", method=method)
+    check_refused("dp_release", "shares A and keeps B", dp_release="frozen-b", method=method)
 
 
 @pytest.mark.parametrize("option", ["compile", "gradient_checkpointing"])
 def test_passes_that_hide_gradients_of_records_are_refused(option: str) -> None:
-    refused(option, "one plain forward", **{option: True})
+    check_refused(option, "one plain forward", **{option: True})
 
 
 @pytest.mark.parametrize(
@@ -93,18 +95,22 @@ def test_passes_that_hide_gradients_of_records_are_refused(option: str) -> None:
     ids=lambda options: next(iter(options)),
 )
 def test_options_for_records_are_of_no_use_for_clients(options: dict[str, Any]) -> None:
-    refused(next(iter(options)), "of no use", dp_unit="client", **options)
+    check_refused(next(iter(options)), "of no use", dp_unit="client", **options)
 
 
 @pytest.mark.parametrize(
     "options", [{"secure_aggregation": False}, {"threat": "honest-but-curious"}], ids=str
 )
 def test_shares_of_noise_need_the_whole_protocol(options: dict[str, Any]) -> None:
-    refused("dp_noise", "only inside a sum", dp_unit="client", dp_noise="distributed", **options)
+    check_refused(
+        "dp_noise", "only inside a sum", dp_unit="client", dp_noise="distributed", **options
+    )
 
 
 def test_the_grid_of_distributed_noise_is_not_for_the_user() -> None:
-    refused("update_range", "grid", dp_unit="client", dp_noise="distributed", update_range=1.0)
+    check_refused(
+        "update_range", "grid", dp_unit="client", dp_noise="distributed", update_range=1.0
+    )
 
 
 class Linear8bitLt(nn.Linear):
