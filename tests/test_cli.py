@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
+from rich.console import Console
 
 from fedsa_secure import cli
+from fedsa_secure.cli import terminal
+from fedsa_secure.config import TrainConfig
 from fedsa_secure.secagg import load_roster
 
 SMALL = {
@@ -41,7 +44,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Callab
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["fedsa-secure", *arguments])
         # The consoles look up the streams that pytest has put in place.
-        monkeypatch.setattr(cli, "_console", cli.Console(width=100))
+        monkeypatch.setattr(terminal, "console", Console(width=100))
         capsys.readouterr()  # what was printed while the files were made
         status: Any = 0
         try:
@@ -306,7 +309,7 @@ def test_help_names_every_option() -> None:
         [sys.executable, "-m", "fedsa_secure", "train", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0
-    for name in cli.TrainConfig.model_fields:
+    for name in TrainConfig.model_fields:
         assert f"--{name.replace('_', '-')}" in done.stdout
     shown = " ".join(done.stdout.split())
     assert "[default: a third]" in shown

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import fedsa_kernels
 import fedsa_secure
-from fedsa_secure.cli import _app
+from fedsa_secure.cli import app
 from fedsa_secure.methods import methods_table
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def test_the_readme_shows_every_source_file() -> None:
 def test_the_readme_shows_the_table_of_methods_that_the_code_has() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert methods_table() in readme
-    shown = CliRunner().invoke(_app, ["methods"])
+    shown = CliRunner().invoke(app, ["methods"])
     assert shown.stdout.strip() == methods_table()
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import fedsa_secure.audit
 from fedsa_secure.audit import Finding, NoiseFinding, RunFinding, points_of, rows_of
-from fedsa_secure.cli import _app
+from fedsa_secure.cli import app
 from fedsa_secure.errors import ConfigError
 from fedsa_secure.reporting.audit import AuditPoint, _draw, plot_audit
 
@@ -44,7 +44,7 @@ def invoke(command: str, found: Any, patch: pytest.MonkeyPatch, *options: str) -
             **found[0].model_dump(exclude={"verdict"}), guesses=90, right=80, noise_multiplier=1.5
         )
     patch.setattr(fedsa_secure.audit, COMMANDS[command], lambda *_: found)
-    return CliRunner().invoke(_app, ["audit", command, *options])
+    return CliRunner().invoke(app, ["audit", command, *options])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -120,7 +120,7 @@ def test_the_options_reach_the_audits(monkeypatch: pytest.MonkeyPatch) -> None:
         "run --epsilon 2 --canaries 500 --noise-multiplier 0",
         "hidden-state --epsilon 1,3 --trials 300",
     ):
-        assert CliRunner().invoke(_app, ["audit", *line.split()]).exit_code == 0
+        assert CliRunner().invoke(app, ["audit", *line.split()]).exit_code == 0
     (config, trials), given, claims = seen
     assert (config.dp_epsilon, trials) == (3.0, 200)
     assert given == (2.0, 500, 0.0)
@@ -136,7 +136,7 @@ def test_places_are_refused_before_anything_is_trained(
 
     monkeypatch.setattr(fedsa_secure.audit, COMMANDS[command], never)
     for option in ("--json", "--plot"):
-        done = CliRunner().invoke(_app, ["audit", command, option, str(tmp_path / "no" / "file")])
+        done = CliRunner().invoke(app, ["audit", command, option, str(tmp_path / "no" / "file")])
         assert isinstance(done.exception, ConfigError)
 
 
@@ -144,7 +144,7 @@ def test_a_real_audit_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("fedsa_secure.audit.mechanism._NOISE_SHAPE", (2, 3, 8))
     monkeypatch.setattr("fedsa_secure.audit.mechanism.calibrated", lambda *_: 2.1)
     rows = tmp_path / "rows.json"
-    done = CliRunner().invoke(_app, ["audit", "mechanism", "--trials", "100", "--json", str(rows)])
+    done = CliRunner().invoke(app, ["audit", "mechanism", "--trials", "100", "--json", str(rows)])
     # 15 findings, each wrong with a probability of at most one in a thousand.
     assert done.exit_code == 0, done.output
     assert len(json.loads(rows.read_bytes())) == 3 * 15

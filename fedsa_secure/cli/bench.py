@@ -1,0 +1,86 @@
+"""``fedsa-secure bench``."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fedsa_secure.cli import terminal
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Measure this library on this machine."
+)
+
+
+@app.command("secagg")
+def _bench_secagg(
+    clients: Annotated[
+        str, typer.Option(metavar="N,N,…", help="cohort sizes, each at least 3")
+    ] = "3,10,50,100,200,1000",
+    values: Annotated[int, typer.Option(help="values in a vector")] = 1_000_000,
+    large: Annotated[
+        bool, typer.Option("--large", help="also the memory of masking 100 million values")
+    ] = False,
+    json: terminal.Json = None,
+) -> None:
+    """Time secure aggregation beside its bound and, where it is installed, Flower's SecAgg+."""
+    from fedsa_secure.bench import bench_secagg, seed_note, write_rows
+
+    sizes = terminal.numbers("clients", clients, int)
+    terminal.require_places(json=json)
+    with terminal.console.status("") as status:
+        rows = bench_secagg(sizes, values, large, status.update)
+    terminal.console.print(_bench_table("secure aggregation", rows, ("of Flower", "of bound")))
+    for line in (*_BENCH_LEGEND, seed_note(rows)):
+        terminal.console.print(line, highlight=False)
+    if json is not None:
+        write_rows(json, rows)
+
+
+@app.command("dp")
+def _bench_dp(
+    sizes: Annotated[
+        str, typer.Option(metavar="TxB,…", help="tokens of a record x records of a batch")
+    ] = "128x8,32x16,512x2,6x64",
+    json: terminal.Json = None,
+) -> None:
+    """Time a private training step beside the plain one, and Opacus' beside PEFT's."""
+    from fedsa_secure.bench import write_rows
+    from fedsa_secure.bench.dp import bench_dp, size_of
+
+    wanted = [size_of(size) for size in sizes.split(",")]
+    terminal.require_places(json=json)
+    with terminal.console.status("") as status:
+        rows = bench_dp(wanted, status.update)
+    terminal.console.print(_bench_table("a private training step", rows, ("of plain",)))
+    if json is not None:
+        write_rows(json, rows)
+
+
+_BENCH_LEGEND = (
+    "k: neighbours; of Flower: time over that of Flower's client with as many neighbours",
+    "of bound: time over that of k + 1 AES-256-CTR streams and additions with as many threads",
+)
+
+
+def _bench_table(title: str, rows: Any, ratios: tuple[str, ...]) -> Table:
+    table = Table(title=title)
+    for heading in ("n", "", "value", "unit", *ratios):
+        table.add_column(heading, justify="left" if heading in ("", "unit") else "right")
+    last = None
+    for row in rows:
+        if last not in (None, row.n):
+            table.add_section()
+        last = row.n
+        cells = (
+            terminal.cell(row.ratio_to_baseline, ".3f"),
+            terminal.cell(row.ratio_to_bound, ".2f"),
+        )
+        table.add_row(
+            str(row.n),
+            row.name,
+            f"{row.value:,.0f}" if row.value >= 1000 else f"{row.value:.3g}",
+            row.unit,
+            *cells[: len(ratios)],
+        )
+    return table
