@@ -74,6 +74,25 @@ OPPOSED = (
     _private("twin", 1000.0),
     _private("noise-only A", 8.0, dp_control="noise"),
 )
+CHOICES = (
+    _plain("fedsa", "fedsa, not private"),
+    _plain("random-a", "random frozen A"),
+    _plain("local"),
+    _private("noise-only A", 8.0, dp_control="noise"),
+    _private("twin, as by default", 8.0),
+    _private("twin, learning rate 0.002", 8.0, learning_rate=2e-3),
+    _private("twin, learning rate 0.008", 8.0, learning_rate=8e-3),
+    _private("twin, one norm over all", 8.0, dp_clip_weights="joint"),
+    _private("twin, q = 1/2, 10 steps", 8.0, dp_sampling_rate=0.5, local_steps=1),
+    _private("twin, q = 1/8, 40 steps", 8.0, dp_sampling_rate=0.125, local_steps=4),
+)
+MANY = (
+    _plain("fedsa", "fedsa, not private"),
+    _private("twin", 8.0),
+    _plain("random-a", "random frozen A"),
+    _plain("local"),
+    _private("noise-only A", 8.0, dp_control="noise"),
+)
 
 
 @dataclass(frozen=True)
@@ -107,20 +126,23 @@ def settings(data: Path | None) -> dict[str, Setting]:
             "Opposed labels, about 60 records per client, frozen head", 60, 250, head="frozen"
         ),
     }
+    found["choices"] = Setting("Choices: lexicon, 10 clients, IID", CHOICES, {"partition": "iid"})
     if data is not None:
-        found["sst2"] = Setting(
-            "SST-2, 10 clients, IID, about 80 records per client",
-            ARMS,
-            {
-                "dataset": str(data / "glue" / "sst2"),
-                "max_rows": 1000,
-                "max_length": 24,
-                "batch_size": 8,
-                "common_rows": 100,
-                "partition": "iid",
-            },
-        )
+        found["sst2"] = _sst2(data, ARMS, 80, max_rows=1000)
+        found["sst2-many"] = _sst2(data, MANY, 490, max_rows=6200)
     return found
+
+
+def _sst2(data: Path, arms: tuple[Arm, ...], records: int, **more: Any) -> Setting:
+    options = {
+        "dataset": str(data / "glue" / "sst2"),
+        "max_length": 24,
+        "batch_size": 8,
+        "common_rows": 100,
+        "partition": "iid",
+        **more,
+    }
+    return Setting(f"SST-2, 10 clients, IID, about {records} records per client", arms, options)
 
 
 def run_one(name: str, setting: Setting, arm: Arm, seed: int) -> dict[str, object]:
@@ -218,7 +240,7 @@ def main() -> None:
     arguments = parser.parse_args()
     known = settings(arguments.data or Path("absent"))
     wanted = arguments.settings or [
-        name for name in known if arguments.data is not None or name != "sst2"
+        name for name in known if arguments.data is not None or not name.startswith("sst2")
     ]
     done = {(r["setting"], r["arm"], r["epsilon"], r["seed"]) for r in read_rows(CSV)}
     jobs = [
