@@ -4,7 +4,7 @@ Every arm takes the same number of optimizer steps per client. Rows that are in 
 not run again, so the script can be stopped and started at will. At the end it writes its tables
 into ``docs/privacy.md``.
 
-    python benchmarks/privacy.py [--settings NAME …] [--data FOLDER] [--tables-only]
+    python benchmarks/privacy.py [--settings NAME …] [--seeds N …] [--data FOLDER] [--tables-only]
 
 ``--data`` is a folder that holds ``glue/sst2`` as parquet files; without it that setting is left
 out. A private run splits train from test and draws its noise with secret coins, so a rerun differs.
@@ -235,6 +235,7 @@ def main() -> None:
     """Run what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tables-only", action="store_true")
     arguments = parser.parse_args()
@@ -247,7 +248,7 @@ def main() -> None:
         (name, arm, seed)
         for name in wanted
         for arm in known[name].arms
-        for seed in SEEDS
+        for seed in arguments.seeds
         if (name, arm.title, f"{arm.epsilon:g}" if arm.epsilon else "", str(seed)) not in done
     ]
     for count, (name, arm, seed) in enumerate([] if arguments.tables_only else jobs, start=1):

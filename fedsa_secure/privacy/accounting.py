@@ -10,6 +10,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 import dp_accounting
@@ -177,6 +178,21 @@ def _bin_width(epsilon: float) -> float:
 
 
 def _pld(groups: Sequence[_Group], delta: float, bin_width: float) -> float:
+    """An upper bound: ε of these steps, or of some more."""
+    for more in range(4):
+        # With σ below 0.1 dp-accounting can cut the whole of a distribution off, and then fails;
+        # with another number of steps it does not. Where it overflows, ε comes out infinite.
+        longer = [(rate, sigma, steps + more) for rate, sigma, steps in groups]
+        with suppress(IndexError), np.errstate(over="ignore"):
+            epsilon = _composed(longer, delta, bin_width)
+            if math.isfinite(epsilon):
+                return epsilon
+    # Sampling only helps, so this is a bound as well.
+    mu = math.sqrt(sum(steps / sigma**2 for _, sigma, steps in groups))
+    return gaussian_epsilon(mu, delta)
+
+
+def _composed(groups: Sequence[_Group], delta: float, bin_width: float) -> float:
     accountant = PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_SPECIAL, bin_width)
     for rate, sigma, steps in groups:
         gaussian = dp_accounting.GaussianDpEvent(sigma)

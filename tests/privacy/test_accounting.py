@@ -120,6 +120,13 @@ def test_extreme_targets_are_met(epsilon: float, rate: float, steps: int) -> Non
     assert certified_epsilon([event(rate, sigma / 1.015, steps)], 1e-5) > epsilon
 
 
+def test_more_steps_never_cost_less_even_with_hardly_any_noise() -> None:
+    """Of 12 such steps dp-accounting alone makes nothing but an IndexError."""
+    spent = [certified_epsilon([event(0.25, 0.08429, steps)], 1e-5) for steps in range(10, 15)]
+    assert spent == sorted(spent)
+    assert spent[-1] < gaussian_epsilon(math.sqrt(14) / 0.08429, 1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.01, 1.0, 50.0, 200.0])
 @pytest.mark.parametrize(("rate", "steps"), [(0.25, 40), (0.01, 1000), (0.001, 10000)])
