@@ -55,18 +55,27 @@ _Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weights = Annotated[tuple[_Weight, _Weight, _Weight], BeforeValidator(_weights)]
 
 
+def _noised_records(options: dict[str, Any]) -> bool:
+    return options.get("dp_epsilon") is not None and options.get("dp_unit") == "record"
+
+
 def _sampling_rate(options: dict[str, Any]) -> float | None:
     """Little noise pays for large batches (docs/privacy.md)."""
-    epsilon = options.get("dp_epsilon")
-    if epsilon is None or options.get("dp_unit") == "client":
+    if not _noised_records(options):
         return None
-    return 0.25 if epsilon > 3 else 0.125
+    return 0.25 if options["dp_epsilon"] > 3 else 0.125
 
 
 def _local_steps(options: dict[str, Any]) -> int:
     """Few steps with large batches and little noise are worth more (docs/privacy.md)."""
-    private = options.get("dp_epsilon") is not None and options.get("dp_unit") == "record"
-    return 2 if private else 5
+    return 2 if _noised_records(options) else 5
+
+
+def _learning_rate(options: dict[str, Any]) -> float:
+    """So few steps have to be long ones (docs/privacy.md, "What it costs")."""
+    if options.get("adapter") == "vera":
+        return 0.1
+    return 8e-3 if _noised_records(options) else 4e-3
 
 
 class TrainConfig(BaseModel):
@@ -257,10 +266,10 @@ class TrainConfig(BaseModel):
     )
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="local optimizer")
     learning_rate: float = Field(
-        default_factory=lambda given: 0.1 if given.get("adapter") == "vera" else 4e-3,
+        default_factory=_learning_rate,
         gt=0,
         description="peak learning rate; the default suits small models with adamw [default: "
-        "0.004; vera: 0.1]",
+        "0.004; records with dp_epsilon: 0.008; vera: 0.1]",
     )
     head_learning_rate: float | None = Field(
         default_factory=lambda given: 4e-3 if given.get("adapter") == "vera" else None,
