@@ -16,7 +16,7 @@ from fedsa_secure.bench import Row, write_rows
 from fedsa_secure.bench.large import masking_memory
 from fedsa_secure.bench.rounds import Cohort, OneClient, sample_vector, whole_round
 from fedsa_secure.bench.timing import Task, take_turns
-from fedsa_secure.cli import _app
+from fedsa_secure.cli import app
 from fedsa_secure.errors import ConfigError
 
 KEYS = ["name", "n", "value", "unit", "baseline", "ratio_to_baseline", "ratio_to_bound"]
@@ -36,7 +36,7 @@ def without_flower(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written(arguments: list[str], path: Path) -> tuple[str, list[dict[str, Any]]]:
-    done = CliRunner().invoke(_app, [*arguments, "--json", str(path)])
+    done = CliRunner().invoke(app, [*arguments, "--json", str(path)])
     assert done.exit_code == 0, done.output
     return " ".join(done.output.split()), json.loads(path.read_bytes())
 
@@ -91,13 +91,13 @@ def test_flower_is_not_imported_before_it_is_measured() -> None:
     ("option", "given"), [("clients", "3,x"), ("clients", "2"), ("values", "0"), ("clients", "")]
 )
 def test_impossible_sizes_are_refused(option: str, given: str) -> None:
-    done = CliRunner().invoke(_app, [*SMALL, f"--{option}", given])
+    done = CliRunner().invoke(app, [*SMALL, f"--{option}", given])
     assert isinstance(done.exception, ConfigError)
 
 
 def test_a_place_for_the_rows_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere" / "rows.json"):
-        done = CliRunner().invoke(_app, [*SMALL, "--json", str(place)])
+        done = CliRunner().invoke(app, [*SMALL, "--json", str(place)])
         assert isinstance(done.exception, ConfigError)
         assert "client: masking step" not in done.output
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fedsa_secure.bench import dp, private_steps
 from fedsa_secure.bench.private_steps import BASELINES, STEPS, Size
-from fedsa_secure.cli import _app
+from fedsa_secure.cli import app
 from fedsa_secure.errors import ConfigError, MissingExtraError
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
@@ -33,7 +33,7 @@ def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_small_model")
 def test_the_command_writes_each_step_with_its_ratio_to_the_plain_one(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
-    done = CliRunner().invoke(_app, ["bench", "dp", "--sizes", "6x2,5x3", "--json", str(path)])
+    done = CliRunner().invoke(app, ["bench", "dp", "--sizes", "6x2,5x3", "--json", str(path)])
     assert done.exit_code == 0, done.output
     rows = json.loads(path.read_bytes())
     assert len(rows) == 2 * 2 * len(STEPS)
