@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from fedsa_secure.csprng import MaskGenerator
 from fedsa_secure.errors import ConfigError, did_you_mean
 
 
@@ -295,6 +296,11 @@ class TrainConfig(BaseModel):
     threat: Literal["malicious", "honest-but-curious"] = Field(
         "malicious",
         description="what the server is feared to do; the weaker one saves an exchange a round",
+    )
+    mask_generator: MaskGenerator = Field(
+        "aes-256-ctr",
+        description="what masks are made with, the same for all clients; chacha20 is the one that "
+        "kernels can make",
     )
     colluders: int | None = Field(
         None,

@@ -1,10 +1,14 @@
-"""The one stream of secret bits: AES-256 in counter mode, under keys from HKDF-SHA256.
+"""Streams of secret bits, under keys from HKDF-SHA256: AES-256 in counter mode, and ChaCha20.
 
 Masks, rounding coins and noise come from here. A stream is a function of its key, so a key must not
-be used for two purposes, and never twice for the same.
+be used for two purposes, and never twice for the same. ChaCha20 makes masks only, and only where
+all clients have agreed on it; everything else is AES.
 
-Assumption: AES-256 is a pseudo-random permutation and HMAC-SHA256 a pseudo-random function.
+Assumption: AES-256 is a pseudo-random permutation, HMAC-SHA256 a pseudo-random function and, where
+it is used, ChaCha20's block function too.
 """
+
+from typing import Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -15,7 +19,12 @@ from numpy.typing import NDArray
 BLOCK = 32768
 """Words made at a time: 128 KiB, so that a block and what it is added to stay in the L2 cache."""
 _AES_WORDS = 4
+_CHACHA_WORDS = 16
+_CHACHA_BLOCKS = 2**32
 _ZEROS = memoryview(bytes(4 * BLOCK))
+
+MaskGenerator = Literal["aes-256-ctr", "chacha20"]
+"""What masks are made with."""
 
 
 def derive_key(secret: bytes, salt: bytes, info: bytes) -> bytes:
@@ -62,3 +71,42 @@ class Keystream:
         """The next words, at most ``BLOCK``: a view into ``block``, overwritten later. [count]"""
         self._encryptor.update_into(_ZEROS[: 4 * count], block.memory)
         return block.words[:count]
+
+
+class ChaCha20Keystream:
+    """The ChaCha20 stream of a key (RFC 8439, §2.4), as little-endian uint32 words.
+
+    The nonce is zero, since no key has two streams. The counter is 32 bits and starts at zero.
+
+    Args:
+        key: 32 bytes.
+        offset: words to skip; a multiple of 16.
+    """
+
+    __slots__ = ("_encryptor", "_left")
+
+    def __init__(self, key: bytes, offset: int = 0) -> None:
+        if len(key) != 32 or offset % _CHACHA_WORDS:
+            raise ValueError(
+                "a stream needs a key of 32 bytes and an offset in whole ChaCha20 blocks"
+            )
+        self._left = _CHACHA_WORDS * _CHACHA_BLOCKS - offset
+        self._take(0)
+        # The library's nonce is the counter, little endian, and then that of the RFC.
+        start = (offset // _CHACHA_WORDS % _CHACHA_BLOCKS).to_bytes(4, "little") + bytes(12)
+        self._encryptor = Cipher(algorithms.ChaCha20(key, start), None).encryptor()
+
+    def words(self, count: int, block: Block) -> NDArray[np.uint32]:
+        """The next words, as ``Keystream.words``.
+
+        Raises:
+            OverflowError: if the counter would come to its end: the stream would repeat itself.
+        """
+        self._take(count)
+        self._encryptor.update_into(_ZEROS[: 4 * count], block.memory)
+        return block.words[:count]
+
+    def _take(self, count: int) -> None:
+        if count > self._left:
+            raise OverflowError("a ChaCha20 stream ends after 2³² blocks of 16 words")
+        self._left -= count

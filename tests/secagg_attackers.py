@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from fedsa_secure.csprng import MaskGenerator
 from fedsa_secure.errors import ProtocolError
 from fedsa_secure.secagg import (
     ClientSession,
@@ -42,6 +43,7 @@ class Federation:
         consistency: as in ``Terms``.
         application: as in ``Terms``.
         identities: of the clients; by default fresh ones.
+        mask_generator: as in ``Terms``.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class Federation:
         consistency: bool = True,
         application: bytes = bytes(32),
         identities: Mapping[int, Identity] | None = None,
+        mask_generator: MaskGenerator = "aes-256-ctr",
     ) -> None:
         self.identities = identities or {k: Identity.new() for k in range(clients)}
         roster = {k: each.public_key for k, each in self.identities.items()}
         thresholds = thresholds or Thresholds.of(clients)
-        self.terms = Terms(roster, thresholds, size, application, consistency)
+        self.terms = Terms(
+            roster, thresholds, size, application, consistency, mask_generator=mask_generator
+        )
         self.cohort = tuple(range(clients))
         self.clients = {k: self.client(k) for k in self.cohort}
         self.server = ServerSession(self.terms)

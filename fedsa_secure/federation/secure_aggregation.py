@@ -58,6 +58,9 @@ _OWN = frozenset(
 )
 """Options that are a client's own affair, and may follow from its data (``clients_per_pass``)."""
 
+_IN_TERMS = frozenset({"mask_generator"})
+"""Options that the protocol's terms hold by name, so that a client with another one is told so."""
+
 _STEPS: dict[type, Step] = {
     Invite: Step.ADVERTISE_KEYS,
     Advertised: Step.SHARE_KEYS,
@@ -160,6 +163,7 @@ class SecureAggregation:
             application=_application(config, layout),
             consistency=config.threat == "malicious",
             rounds=config.rounds,
+            mask_generator=config.mask_generator,
         )
         self._clients = {
             client: ClientSession(Party(self._terms, client, identity), cohort_of, resend=False)
@@ -360,5 +364,5 @@ def _application(config: TrainConfig, layout: Layout) -> bytes:
     """Everything but the protocol's own terms that has to be equal for all clients."""
     names = [f"{name}{list(shape)}" for name, shape in layout.shapes.items()]
     version = importlib.metadata.version("fedsa-secure")  # defaults may differ between versions
-    parts = (version, config_digest(config, _OWN), "\n".join(names))
+    parts = (version, config_digest(config, _OWN | _IN_TERMS), "\n".join(names))
     return digest("application", *(part.encode() for part in parts))

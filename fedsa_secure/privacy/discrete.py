@@ -19,8 +19,8 @@ rounding a client's noisy value once more would not be a function of the sum. Th
 sum must therefore hold every multiple of γ up to ``largest``·γ, and nothing may be clipped there.
 
 What is promised: (ε, δ) against the server with at most c colluding clients, as long as at least m
-clients survive; computationally, for the masks and the noise come from AES (``csprng``). It does
-not hold against someone who sees one client's vector unmasked.
+clients survive; computationally, for masks and noise come from ciphers (``csprng``). It does not
+hold against someone who sees one client's vector unmasked.
 """
 
 import math

@@ -120,12 +120,14 @@ def deliver(party: Party, state: HasShared, message: Delivery, model: bytes) -> 
         box = ShareBox(state.peers[owner].secret, state.step, owner, party.client)
         held[owner] = box.open(sealed)
     context = attempt_context(party.terms, state.step, model, members)
-    own = Mask(self_mask_key(state.seed, state.sid, context, party.client), add=True)
-    masks, mask_key = [own], private_key(state.mask_key)
+    generator = party.terms.mask_generator
+    own = self_mask_key(state.seed, state.sid, context, party.client, generator)
+    masks, mask_key = [Mask(own, True, generator)], private_key(state.mask_key)
     for peer in sorted(near):
         pair = (min(peer, party.client), max(peer, party.client))
-        key = pairwise_mask_key(mask_key, state.peers[peer].mask_key, state.sid, context, pair)
-        masks.append(Mask(key, add=peer > party.client))
+        public = state.peers[peer].mask_key
+        key = pairwise_mask_key(mask_key, public, state.sid, context, pair, generator)
+        masks.append(Mask(key, peer > party.client, generator))
     return IsReady(
         *state.step,
         near=state.near,

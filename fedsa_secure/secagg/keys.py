@@ -7,6 +7,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from fedsa_secure.csprng import MaskGenerator
 from fedsa_secure.errors import BadShare, KeySubstitution
 from fedsa_secure.secagg.derivation import digest, kdf
 from fedsa_secure.secagg.terms import Terms
@@ -37,7 +38,12 @@ def exchange(key: X25519PrivateKey, peer: bytes) -> bytes:
 
 
 def pairwise_mask_key(
-    key: X25519PrivateKey, peer: bytes, sid: bytes, context: bytes, pair: tuple[int, int]
+    key: X25519PrivateKey,
+    peer: bytes,
+    sid: bytes,
+    context: bytes,
+    pair: tuple[int, int],
+    generator: MaskGenerator = "aes-256-ctr",
 ) -> bytes:
     """The key of the stream that two clients share in one attempt.
 
@@ -47,13 +53,25 @@ def pairwise_mask_key(
         sid: of the session.
         context: of the attempt; binds model, configuration and members.
         pair: both clients, the smaller number first.
+        generator: that the key is for; each has keys of its own.
     """
-    return kdf(exchange(key, peer), sid, "pairwise mask", context, *pair)
+    return kdf(exchange(key, peer), sid, _label("pairwise mask", generator), context, *pair)
 
 
-def self_mask_key(seed: bytes, sid: bytes, context: bytes, client: int) -> bytes:
-    """The key of the stream that a client adds for itself."""
-    return kdf(seed, sid, "self mask", context, client)
+def self_mask_key(
+    seed: bytes,
+    sid: bytes,
+    context: bytes,
+    client: int,
+    generator: MaskGenerator = "aes-256-ctr",
+) -> bytes:
+    """The key of the stream that a client adds for itself; each generator has keys of its own."""
+    return kdf(seed, sid, _label("self mask", generator), context, client)
+
+
+def _label(purpose: str, generator: MaskGenerator) -> str:
+    """The first generator has the labels that were there before it had a name."""
+    return purpose if generator == "aes-256-ctr" else f"{purpose} {generator}"
 
 
 class ShareBox:

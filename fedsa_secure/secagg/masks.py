@@ -9,19 +9,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsa_secure.csprng import BLOCK, Block, Keystream
+from fedsa_secure.csprng import BLOCK, Block, ChaCha20Keystream, Keystream, MaskGenerator
 
 UInt32Array = NDArray[np.uint32]
 
 
 class Mask(NamedTuple):
-    """One stream to add, or to take away."""
+    """One stream to add, or to take away.
+
+    Args:
+        key: 32 bytes, derived for this generator.
+        add: whether it is added.
+        generator: what makes the stream.
+    """
 
     key: bytes
     add: bool
+    generator: MaskGenerator = "aes-256-ctr"
 
     def __repr__(self) -> str:
-        return f"Mask(add={self.add})"
+        return f"Mask(add={self.add}, generator={self.generator!r})"
 
 
 def apply_masks(vector: UInt32Array, masks: Sequence[Mask], threads: int | None = None) -> None:
@@ -59,10 +66,16 @@ def _cores() -> int:
 
 def _apply(vector: UInt32Array, masks: Sequence[Mask], start: int) -> None:
     block = Block()
-    streams = [
-        (Keystream(mask.key, start).words, np.add if mask.add else np.subtract) for mask in masks
-    ]
+    streams = [(_stream(mask, start).words, np.add if mask.add else np.subtract) for mask in masks]
     for first in range(0, len(vector), BLOCK):
         part = vector[first : first + BLOCK]
         for words, combine in streams:
             combine(part, words(len(part), block), out=part)
+
+
+def _stream(mask: Mask, start: int) -> Keystream | ChaCha20Keystream:
+    if mask.generator == "aes-256-ctr":
+        return Keystream(mask.key, start)
+    if mask.generator == "chacha20":
+        return ChaCha20Keystream(mask.key, start)
+    raise ValueError(f"no generator of masks is called {mask.generator!r}")

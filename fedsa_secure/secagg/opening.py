@@ -37,7 +37,7 @@ def check_opening(message: Commitments, terms: Terms) -> dict[int, bytes]:
         MalformedMessage, WrongTerms, UnknownClient, BadSignature: naming what does not fit.
     """
     if message.terms != terms.hash:
-        raise WrongTerms("commitments under other terms")
+        raise WrongTerms(f"commitments under {terms.other(message.terms)}")
     commits = [checked_commit(raw, terms) for raw in message.commits]
     if not ascending([each.client for each in commits]):
         raise MalformedMessage("commitments are not in order of client number")
@@ -52,7 +52,7 @@ def session_id(message: Opened, terms: Terms, participants: Mapping[int, bytes])
         MalformedMessage, WrongTerms, UnknownClient, BadSignature: as for ``check_opening``.
     """
     if message.terms != terms.hash:
-        raise WrongTerms("nonces under other terms")
+        raise WrongTerms(f"nonces under {terms.other(message.terms)}")
     opens = [checked_open(raw, terms) for raw in message.opens]
     if [each.client for each in opens] != sorted(participants):
         raise WrongOpening("the nonces are not those of the clients that committed")
@@ -147,6 +147,6 @@ def _checked(raw: bytes | memoryview, terms: Terms) -> object:
     message = signed.message
     if isinstance(message, Commit | Open):
         if message.terms != terms.hash:
-            raise WrongTerms(f"client {message.client} has other terms")
+            raise WrongTerms(f"client {message.client} has {terms.other(message.terms)}")
         signed.check(public_key_of(message.client, terms))
     return message

@@ -287,8 +287,9 @@ class CollectingReveals(_WithMembers):
         seed = self._rebuild(client, shares)
         if seed_commitment(self.attempt.step, client, seed) != self.keys[client].seed_commitment:
             raise WrongRebuiltKey(_wrong(client, "seed"))
-        key = self_mask_key(seed, self.attempt.sid, self.context, client)
-        return Mask(key, add=False)
+        generator = self.attempt.terms.mask_generator
+        key = self_mask_key(seed, self.attempt.sid, self.context, client, generator)
+        return Mask(key, False, generator)
 
     def _pairwise_masks(self, client: int, shares: _SharesByOwner) -> list[Mask]:
         """The streams that survivors share with a client that dropped out."""
@@ -298,13 +299,14 @@ class CollectingReveals(_WithMembers):
         secret = private_key(self._rebuild(client, shares))
         if secret.public_key().public_bytes_raw() != self.keys[client].mask_key:
             raise WrongRebuiltKey(_wrong(client, "mask key"))
-        masks = []
+        masks, generator = [], self.attempt.terms.mask_generator
         for peer in peers:
             pair = (min(peer, client), max(peer, client))
             key = pairwise_mask_key(
-                secret, self.keys[peer].mask_key, self.attempt.sid, self.context, pair
+                secret, self.keys[peer].mask_key, self.attempt.sid, self.context, pair, generator
             )
-            masks.append(Mask(key, add=peer > client))  # the opposite of what the survivor did
+            # The opposite of what the survivor did.
+            masks.append(Mask(key, peer > client, generator))
         return masks
 
     def _rebuild(self, client: int, shares: _SharesByOwner) -> bytes:

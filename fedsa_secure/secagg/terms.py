@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import comb
 from types import MappingProxyType
+from typing import get_args
 
+from fedsa_secure.csprng import MaskGenerator
 from fedsa_secure.errors import ConfigError
 from fedsa_secure.secagg.derivation import digest
 
@@ -17,6 +19,7 @@ OPENINGS = 64
 """Most sessions that a client opens in one run: each has circles of its own."""
 _PRIVACY, _CORRECTNESS = 2**40, 2**20
 _DROPPED = 0.1
+_GENERATORS: tuple[MaskGenerator, ...] = get_args(MaskGenerator)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,10 @@ class Terms:
         rounds: of the run; a client knows no others.
         consistency: whether clients sign the survivors before they reveal (step 4).
         application: hash of whatever else has to be equal, 32 bytes.
+        mask_generator: what all masks are made with.
+
+    Raises:
+        ConfigError: if there is no such generator.
     """
 
     roster: Mapping[int, bytes]
@@ -159,13 +166,33 @@ class Terms:
     application: bytes
     consistency: bool = True
     rounds: int = ROUNDS
+    mask_generator: MaskGenerator = "aes-256-ctr"
     hash: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.mask_generator not in _GENERATORS:
+            known = ", ".join(map(repr, _GENERATORS))
+            raise ConfigError("mask_generator", f"{self.mask_generator!r}; possible are {known}")
         object.__setattr__(self, "roster", MappingProxyType(dict(self.roster)))
+        object.__setattr__(self, "hash", self._hash_with(self.mask_generator))
+
+    def other(self, found: bytes) -> str:
+        """How to call terms that have another hash: by the generator, if that is all."""
+        for generator in _GENERATORS:
+            if generator != self.mask_generator and found == self._hash_with(generator):
+                return (
+                    f"terms with mask_generator={generator!r}, and "
+                    f"{self.mask_generator!r} is agreed on"
+                )
+        return "other terms"
+
+    def _hash_with(self, generator: MaskGenerator) -> bytes:
         roster = [part for client in sorted(self.roster) for part in (client, self.roster[client])]
         floors = self.thresholds
-        value = digest(
+        # The first generator is not named: its terms have the hash that they had before there was
+        # a second one. Every part stands behind its length, so one part more is another hash.
+        named = () if generator == "aes-256-ctr" else (generator.encode(),)
+        return digest(
             "terms",
             digest("roster", *roster),
             floors.clients,
@@ -178,5 +205,5 @@ class Terms:
             self.rounds,
             int(self.consistency),
             self.application,
+            *named,
         )
-        object.__setattr__(self, "hash", value)

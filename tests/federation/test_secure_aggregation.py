@@ -59,6 +59,7 @@ def in_the_clear(
         {"method": "ffa", "optimizer": "sgd", "learning_rate": 0.05},
         {"method": "fedsa", "head": "shared", "threat": "honest-but-curious"},
         {"method": "fedsa", "weighting": "samples", "weight_cap": 30},
+        {"method": "fedsa", "mask_generator": "chacha20"},
     ],
     ids=lambda options: "-".join(str(value) for value in options.values()),
 )
@@ -340,6 +341,18 @@ def test_clients_of_another_configuration_have_other_terms(four: Any) -> None:
     moved = four.config.replace(output_dir="elsewhere")
     same = [secure_aggregation._application(each, layout) for each in (four.config, moved)]
     assert same[0] == same[1]
+
+
+def test_the_generator_of_masks_is_in_the_terms_by_name(four: Any) -> None:
+    """And there only: terms that differ in nothing else can be told so."""
+    layout, made = Layout.of({"A": torch.zeros(2, 3)}), []
+    for name in ("aes-256-ctr", "chacha20"):
+        config = four.config.replace(mask_generator=name)
+        aggregation = SecureAggregation(config, layout, lambda _: [0, 1, 2, 3], lambda *_: 1.0)
+        made.append(aggregation._terms)
+    assert [terms.mask_generator for terms in made] == ["aes-256-ctr", "chacha20"]
+    assert made[0].hash != made[1].hash
+    assert "mask_generator='chacha20'" in made[0].other(made[1].hash)
 
 
 def test_three_exchanges_a_round(four: Any) -> None:

@@ -263,6 +263,7 @@ def _quarter(s: list[int], a: int, b: int, c: int, d: int) -> None:
         s[third] = (value << turn | value >> 32 - turn) & 0xFFFFFFFF
 
 
+@functools.lru_cache(maxsize=65536)
 def chacha20_block(key: bytes, counter: int, nonce: bytes) -> bytes:
     start = [*struct.unpack("<4I", b"expand 32-byte k"), *struct.unpack("<8I", key), counter]
     start += struct.unpack("<3I", nonce)
@@ -273,6 +274,15 @@ def chacha20_block(key: bytes, counter: int, nonce: bytes) -> bytes:
         for i in range(4):
             _quarter(state, i, 4 + (i + 1) % 4, 8 + (i + 2) % 4, 12 + (i + 3) % 4)
     return struct.pack("<16I", *((a + b) & 0xFFFFFFFF for a, b in zip(start, state, strict=True)))
+
+
+def chacha20_words(key: bytes, first_block: int = 0) -> Iterable[int]:
+    """The words of a stream of masks: the nonce is zero, and after the last counter none follow."""
+    if len(key) != 32:
+        raise ValueError("a key of another length")
+    for counter in range(first_block, 2**32):
+        yield from struct.unpack("<16I", chacha20_block(key, counter, bytes(12)))
+    raise ValueError("a stream of 2³² blocks was used up")
 
 
 def poly1305(key: bytes, message: bytes) -> bytes:
@@ -344,6 +354,10 @@ def roster_hash(roster: dict[int, bytes]) -> bytes:
     return h("roster", *(part for client in sorted(roster) for part in (client, roster[client])))
 
 
+AES, CHACHA20 = "aes-256-ctr", "chacha20"
+LABELS = {AES: "", CHACHA20: " chacha20"}
+
+
 @dataclass(frozen=True)
 class Terms:
     """§2."""
@@ -359,6 +373,7 @@ class Terms:
     rounds: int
     consistency: bool
     application: bytes
+    mask_generator: str
 
     @classmethod
     def read(cls, given: Json) -> "Terms":
@@ -370,8 +385,11 @@ class Terms:
             roster=read_roster(given),
             consistency=given["consistency"],
             application=bytes.fromhex(given["application"]),
+            mask_generator=given.get("mask_generator", AES),
             **values,
         )
+        if terms.mask_generator not in (AES, CHACHA20) or given.get("mask_generator") == AES:
+            raise MismatchError("AES-256-CTR is not named, and ChaCha20 is the only other one")
         sound = 2 * terms.t > terms.n + terms.c and terms.t <= terms.n and terms.n >= 3
         if not sound or terms.m < max(terms.t, terms.c + 2, 3):
             raise MismatchError("thresholds that §2 does not allow")
@@ -380,9 +398,10 @@ class Terms:
     @functools.cached_property
     def hash(self) -> bytes:
         numbers = (self.n, self.c, self.t, self.m, self.k, self.t_k, self.size, self.rounds)
-        return h(
-            "terms", roster_hash(self.roster), *numbers, int(self.consistency), self.application
-        )
+        parts = [roster_hash(self.roster), *numbers, int(self.consistency), self.application]
+        if self.mask_generator != AES:
+            parts.append(self.mask_generator.encode())
+        return h("terms", *parts)
 
 
 Step = tuple[bytes, int, int]
@@ -411,12 +430,15 @@ def share_key(secret: bytes, peer: bytes, step: Step, u: int, v: int) -> bytes:
     return kdf(exchange(secret, peer), sid, "share", number, attempt, u, v)
 
 
-def pairwise_key(secret: bytes, peer: bytes, sid: bytes, context: bytes, a: int, b: int) -> bytes:
-    return kdf(exchange(secret, peer), sid, "pairwise mask", context, min(a, b), max(a, b))
+def pairwise_key(
+    secret: bytes, peer: bytes, sid: bytes, context: bytes, a: int, b: int, generator: str
+) -> bytes:
+    label = "pairwise mask" + LABELS[generator]
+    return kdf(exchange(secret, peer), sid, label, context, min(a, b), max(a, b))
 
 
-def self_key(b: bytes, sid: bytes, context: bytes, client: int) -> bytes:
-    return kdf(b, sid, "self mask", context, client)
+def self_key(b: bytes, sid: bytes, context: bytes, client: int, generator: str) -> bytes:
+    return kdf(b, sid, "self mask" + LABELS[generator], context, client)
 
 
 def seal(key: bytes, nonce: bytes, content: bytes, step: Step, u: int, v: int) -> bytes:
@@ -877,12 +899,13 @@ class Client:
         self.context = attempt_context(self.step, self.terms.hash, self.secrets.model, members)
         values = list(self.secrets.vector)
         same(len(values), self.terms.size, "the size of a vector")
-        add(values, self_key(self.secrets.b, self.sid, self.context, own), 1)
+        generator = self.terms.mask_generator
+        add(values, self_key(self.secrets.b, self.sid, self.context, own, generator), 1, generator)
         for peer in near - {own}:
             key = pairwise_key(
-                self.secrets.s, self.peers[peer]["s"], self.sid, self.context, own, peer
+                self.secrets.s, self.peers[peer]["s"], self.sid, self.context, own, peer, generator
             )
-            add(values, key, 1 if peer > own else -1)
+            add(values, key, 1 if peer > own else -1, generator)
         self.waits_for = "survivors"
         payload = struct.pack(f"<{len(values)}I", *values)
         return self.sign("masked input", *self.step, own, self.context, payload=payload)
@@ -925,9 +948,10 @@ class Client:
         return self.sign("reveal", *self.step, self.number, b, s)
 
 
-def add(values: list[int], key: bytes, sign: int) -> None:
+def add(values: list[int], key: bytes, sign: int, generator: str) -> None:
     """A stream onto a vector, modulo 2³²."""
-    for place, word in enumerate(stream(key, len(values))):
+    words = {AES: ctr_words, CHACHA20: chacha20_words}[generator](key)
+    for place, word in enumerate(itertools.islice(words, len(values))):
         values[place] = (values[place] + sign * word) % 2**32
 
 
@@ -1065,12 +1089,13 @@ class Server:
         return self._all("agreements", self._step(), self._messages())
 
     def _close_reveal(self) -> dict[int, bytes]:
-        sid = self._step()[0]
+        sid, generator = self._step()[0], self.terms.mask_generator
         for client in self.survivors:
             b = self._rebuild(client, "b")
             fits = seed_commitment(self._step(), client, b) == self.keys[client]["commitment"]
             require(fits, "WrongRebuiltKey")
-            add(self.total, self_key(b, sid, self.context, client), -1)
+            key = self_key(b, sid, self.context, client, generator)
+            add(self.total, key, -1, generator)
         for client in sorted(set(self.members) - set(self.survivors)):
             peers = self._near(client) & set(self.survivors)
             if not peers:
@@ -1078,8 +1103,9 @@ class Server:
             s = self._rebuild(client, "s")
             require(public(s) == self.keys[client]["s"], "WrongRebuiltKey")
             for peer in peers:
-                key = pairwise_key(s, self.keys[peer]["s"], sid, self.context, client, peer)
-                add(self.total, key, -1 if client > peer else 1)
+                theirs = self.keys[peer]["s"]
+                key = pairwise_key(s, theirs, sid, self.context, client, peer, generator)
+                add(self.total, key, -1 if client > peer else 1, generator)
         return {}
 
     def _rebuild(self, owner: int, secret: str) -> bytes:
@@ -1337,13 +1363,16 @@ def f_pairwise_mask_key(given: Json) -> Any:
     """As its two owners find it."""
     u, v = given["u"], given["v"]
     secret_u, secret_v, sid, context = _hex(given, "s_u", "s_v", "sid", "context")
-    found = pairwise_key(secret_u, public(secret_v), sid, context, u, v)
-    same(pairwise_key(secret_v, public(secret_u), sid, context, v, u), found, "the other's key")
+    name = given.get("mask_generator", AES)
+    found = pairwise_key(secret_u, public(secret_v), sid, context, u, v, name)
+    theirs = pairwise_key(secret_v, public(secret_u), sid, context, v, u, name)
+    same(theirs, found, "the other's key")
     return found.hex()
 
 
 def f_self_mask_key(given: Json) -> Any:
-    return self_key(*_hex(given, "b", "sid", "context"), given["client"]).hex()
+    b, sid, context = _hex(given, "b", "sid", "context")
+    return self_key(b, sid, context, given["client"], given.get("mask_generator", AES)).hex()
 
 
 def f_exchange(given: Json) -> Any:
@@ -1364,6 +1393,13 @@ def f_stream(given: Json) -> Any:
     if given["offset"] % 4:
         raise ValueError("an offset within a block")
     return stream(bytes.fromhex(given["key"]), given["count"], given["offset"] // 4)
+
+
+def f_chacha20_stream(given: Json) -> Any:
+    if given["offset"] % 16:
+        raise ValueError("an offset within a block")
+    words = chacha20_words(bytes.fromhex(given["key"]), given["offset"] // 16)
+    return list(itertools.islice(words, given["count"]))
 
 
 def f_thresholds(given: Json) -> Any:

@@ -11,6 +11,7 @@ import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedsa_secure.csprng import Block, Keystream
+from fedsa_secure.csprng import Block, ChaCha20Keystream, Keystream
 from fedsa_secure.errors import ProtocolError
 from fedsa_secure.secagg import (
     ClientSession,
@@ -66,6 +67,7 @@ from fedsa_secure.secagg.wire import (
 
 Json = dict[str, Any]
 VECTORS = Path(__file__).parent / "vectors" / "v1"
+AES = "aes-256-ctr"
 
 
 # --- Random numbers from a tape -------------------------------------------------------------------
@@ -145,7 +147,9 @@ def identity(*label: object) -> Identity:
 
 
 def terms_json(terms: Terms) -> Json:
+    """The first generator is not named, as in the hash."""
     floors = terms.thresholds
+    named = {} if terms.mask_generator == AES else {"mask_generator": terms.mask_generator}
     return {
         "roster": {str(client): key.hex() for client, key in sorted(terms.roster.items())},
         "n": floors.clients,
@@ -158,6 +162,7 @@ def terms_json(terms: Terms) -> Json:
         "rounds": terms.rounds,
         "consistency": terms.consistency,
         "application": terms.application.hex(),
+        **named,
     }
 
 
@@ -165,7 +170,15 @@ def read_terms(given: Json) -> Terms:
     floors = Thresholds(*(given[name] for name in ("n", "c", "t", "m", "k", "t_k")))
     roster = {int(client): bytes.fromhex(key) for client, key in given["roster"].items()}
     application = bytes.fromhex(given["application"])
-    return Terms(roster, floors, given["size"], application, given["consistency"], given["rounds"])
+    return Terms(
+        roster,
+        floors,
+        given["size"],
+        application,
+        given["consistency"],
+        given["rounds"],
+        given.get("mask_generator", AES),
+    )
 
 
 # --- A round of the package, message by message ---------------------------------------------------
@@ -303,7 +316,7 @@ def kind_of_server(data: bytes) -> str:
 
 
 def make_round(
-    name: str, description: str, clients: int, silent: Sequence[int], **more: Any
+    name: str, description: str, clients: int, silent: Sequence[int], size: int = 6, **more: Any
 ) -> Json:
     """A good round.
 
@@ -312,9 +325,10 @@ def make_round(
         description: for the document.
         clients: n.
         silent: whose vectors never arrive.
+        size: of the vectors.
         more: arguments of the terms.
     """
-    size, cohort = 6, range(clients)
+    cohort = range(clients)
     roster = {k: identity(name, k).public_key for k in cohort}
     application = hashlib.sha256(name.encode()).digest()
     terms = Terms(roster, Thresholds.of(clients), size, application, **more)
@@ -333,7 +347,7 @@ def make_round(
         str(k): {
             "identity": random_bytes("identity", name, k).hex(),
             "model": document["model"],
-            "vector": list(struct.unpack(f"<{size}I", random_bytes(name, "vector", k)[: 4 * size])),
+            "vector": _vector(size, name, "vector", k),
         }
         for k in cohort
     }
@@ -356,6 +370,13 @@ def make_round(
         "lost": {str(k): replay.said["masked input"][k].hex() for k in silent},
     }
     return document
+
+
+def _vector(size: int, *label: object) -> list[int]:
+    """Numbers made from a label, eight from each of as many hashes as are needed."""
+    labels = [label, *((*label, more) for more in range(1, -(-size // 8)))]
+    content = b"".join(random_bytes(*each) for each in labels)
+    return list(struct.unpack(f"<{size}I", content[: 4 * size]))
 
 
 def _shown(kind: str, said: dict[int, bytes], silent: Sequence[int]) -> Json | str:
@@ -435,11 +456,17 @@ def _seal(given: Json) -> str:
 def _pairwise(given: Json) -> str:
     secret_u, secret_v, sid, context = _bytes(given, "s_u", "s_v", "sid", "context")
     pair = (min(given["u"], given["v"]), max(given["u"], given["v"]))
-    return pairwise_mask_key(private_key(secret_u), public_key(secret_v), sid, context, pair).hex()
+    peer, generator = public_key(secret_v), given.get("mask_generator", AES)
+    return pairwise_mask_key(private_key(secret_u), peer, sid, context, pair, generator).hex()
 
 
 def _stream(given: Json) -> list[int]:
     keystream = Keystream(bytes.fromhex(given["key"]), given["offset"])
+    return keystream.words(given["count"], Block()).tolist()
+
+
+def _chacha20_stream(given: Json) -> list[int]:
+    keystream = ChaCha20Keystream(bytes.fromhex(given["key"]), given["offset"])
     return keystream.words(given["count"], Block()).tolist()
 
 
@@ -539,13 +566,16 @@ PACKAGE: dict[str, Callable[[Json], Any]] = {
     "public_key": lambda g: public_key(bytes.fromhex(g["secret"])).hex(),
     "share_key": _share_key,
     "pairwise_mask_key": _pairwise,
-    "self_mask_key": lambda g: self_mask_key(*_bytes(g, "b", "sid", "context"), g["client"]).hex(),
+    "self_mask_key": lambda g: self_mask_key(
+        *_bytes(g, "b", "sid", "context"), g["client"], g.get("mask_generator", AES)
+    ).hex(),
     "exchange": lambda g: exchange(
         private_key(bytes.fromhex(g["secret"])), bytes.fromhex(g["peer"])
     ).hex(),
     "seal": _seal,
     "open": lambda g: _box(g).open(bytes.fromhex(g["sealed"])).hex(),
     "stream": _stream,
+    "chacha20_stream": _chacha20_stream,
     "thresholds": _thresholds,
     "circle": lambda g: list(_circle(tuple(g["cohort"]), bytes.fromhex(g["graph_seed"]))),
     "neighbours": _neighbours,
@@ -713,6 +743,30 @@ def streams() -> Json:
             ("a last block that is not used up", "stream", {"key": key, "offset": 0, "count": 5}),
         ],
     )
+
+
+def chacha20() -> Json:
+    key, name = a("chacha20"), {"mask_generator": "chacha20"}
+    masks = {"sid": a("sid"), "context": a("context"), **name}
+    return functions(
+        "Terms, keys and streams of masks from ChaCha20, section 3.",
+        [
+            ("terms hash", "terms_hash", _some_terms(**name)),
+            (
+                "pairwise mask key, from both sides",
+                "pairwise_mask_key",
+                {**masks, "u": 2, "v": 7, "s_u": a("s", 2), "s_v": a("s", 7)},
+            ),
+            ("self mask key", "self_mask_key", {**masks, "client": 7, "b": a("b")}),
+            ("the first words", "chacha20_stream", {"key": key, "offset": 0, "count": 20}),
+            ("words of the second block on", "chacha20_stream", {"key": key, "offset": 16,
+             "count": 4}),
+            ("a counter above 2³¹", "chacha20_stream", {"key": key, "offset": 16 * (2**31 - 1),
+             "count": 20}),
+            ("the last block that there is", "chacha20_stream", {"key": key, "offset": 2**36 - 16,
+             "count": 16}),
+        ],
+    )  # fmt: skip
 
 
 def graphs() -> Json:
@@ -1396,6 +1450,28 @@ def refused_reveals(f: Forge) -> None:
     f.add("shares of seeds under each other's owners", *at, "WrongRebuiltKey",
           reveal(seeds=[(seeds[0][0], seeds[1][1]), (seeds[1][0], seeds[0][1]), *seeds[2:]]))
 
+
+
+def refused_generators(f: Forge) -> None:
+    """Cases of section 2: a client that would make its masks in another way; four clients."""
+    other = replace(f.terms, mask_generator=AES).hash
+    changed = {kind: f.changed(kind, 1, terms=other) for kind in ("commit", "open", "advertise")}
+    commits, opens, shown = (
+        [data if k == 1 else f.raw(kind, k) for k in range(4)] for kind, data in changed.items()
+    )
+    terms = f.terms.hash
+    for kind, data in changed.items():
+        f.add(f"{kind} of a client with another generator", "server", kind, "WrongTerms",
+              {kind: {1: data}})
+    f.add("a commitment of a client with another generator, shown", "client 0", "commitments",
+          "WrongTerms", {"commitments": {0: encode_server(Commitments(terms, commits))}})
+    f.add("commitments under terms with another generator", "client 0", "commitments",
+          "WrongTerms", {"commitments": {0: encode_server(Commitments(other, commits))}})
+    f.add("a nonce of a client with another generator, shown", "client 0", "opened", "WrongTerms",
+          {"opened": {0: encode_server(Opened(terms, opens))}})
+    f.add("keys of a client with another generator, shown", "client 0", "advertised", "WrongTerms",
+          {"advertised": {0: encode_server(Advertised(*f.step, shown))}})
+
 # fmt: on
 
 
@@ -1410,21 +1486,36 @@ def documents(tried: bool) -> dict[str, Json]:
         [],
         consistency=False,
     )
+    four = make_round(
+        "round-4-chacha20",
+        "Four clients with masks from ChaCha20; the vector of client 2 is lost.",
+        4,
+        [2],
+        size=18,
+        mask_generator="chacha20",
+    )
+    of_four = Forge("round-4-chacha20.json", four, tried)
     of_three, of_five = Forge("round-3.json", three, tried), Forge("round-5.json", five, tried)
     refused_openings(of_three)
     refused_setups(of_three)
     refused_vectors(of_three)
     refused_survivors(of_five)
+    refused_generators(of_four)
     found = {
+        "chacha20": chacha20(),
         "derivation": derivation(),
         "graph": graphs(),
         "quantiser": quantiser(),
         "refused-messages": refused_messages(),
         "refused-round-3": of_three.written("Wrong messages in round-3.json, one a case."),
         "refused-round-5": of_five.written("Wrong messages in round-5.json, one a case."),
+        "refused-round-4-chacha20": of_four.written(
+            "Clients with another generator in round-4-chacha20.json, one a case."
+        ),
         "refused-values": refused_values(),
         "round-3": three,
         "round-3-without-step-4": without,
+        "round-4-chacha20": four,
         "round-5": five,
         "shamir": shamir(),
         "signatures": signatures(),

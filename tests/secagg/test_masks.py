@@ -1,4 +1,4 @@
-"""Masks: AES-256-CTR streams, added and taken away modulo 2³², whatever the number of threads."""
+"""Masks: streams, added and taken away modulo 2³², whatever the number of threads."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsa_secure.csprng import BLOCK, Block, Keystream, derive_key
+from fedsa_secure.csprng import BLOCK, Block, ChaCha20Keystream, Keystream, derive_key
 from fedsa_secure.secagg import masks as module
 from fedsa_secure.secagg.masks import Mask, apply_masks
 
@@ -24,11 +24,25 @@ def reference_stream(key: bytes, count: int) -> np.ndarray:
     return np.frombuffer(encryptor.update(bytes(4 * count)), "<u4")
 
 
+def reference_chacha20(key: bytes, count: int) -> np.ndarray:
+    """Block by block, each from a cipher of its own."""
+    content = b"".join(
+        Cipher(algorithms.ChaCha20(key, counter.to_bytes(4, "little") + bytes(12)), None)
+        .encryptor()
+        .update(bytes(64))
+        for counter in range(-(-count // 16))
+    )
+    return np.frombuffer(content, "<u4")[:count]
+
+
+REFERENCES = {"aes-256-ctr": reference_stream, "chacha20": reference_chacha20}
+
+
 def reference_sum(vector: np.ndarray, masks: Sequence[Mask]) -> np.ndarray:
     """In Python's integers' place: 64 bits, reduced at the end."""
     total = vector.astype(np.int64)
     for mask in masks:
-        stream = reference_stream(mask.key, len(vector)).astype(np.int64)
+        stream = REFERENCES[mask.generator](mask.key, len(vector)).astype(np.int64)
         total += stream if mask.add else -stream
     return (total % 2**32).astype(np.uint32)
 
@@ -36,7 +50,8 @@ def reference_sum(vector: np.ndarray, masks: Sequence[Mask]) -> np.ndarray:
 def example(size: int) -> tuple[np.ndarray, list[Mask]]:
     vector = np.random.default_rng(size).integers(0, 2**32, size, dtype=np.uint32)
     keys = [hashlib.sha256(bytes([k])).digest() for k in range(5)]
-    return vector, [Mask(key, add=bool(k % 2)) for k, key in enumerate(keys)]
+    names = ("aes-256-ctr", "chacha20", "chacha20", "aes-256-ctr", "aes-256-ctr")
+    return vector, [Mask(*each) for each in zip(keys, (0, 0, 1, 1, 0), names, strict=True)]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, None])
@@ -79,6 +94,57 @@ def test_a_stream_may_be_entered_at_any_aes_block(key: bytes, blocks: int, count
     offset = 4 * blocks
     found = Keystream(key, offset).words(count, Block())
     np.testing.assert_array_equal(found, reference_stream(key, offset + count)[offset:])
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 50), st.integers(1, 40))
+def test_a_stream_may_be_entered_at_any_chacha20_block(key: bytes, blocks: int, count: int) -> None:
+    offset = 16 * blocks
+    found = ChaCha20Keystream(key, offset).words(count, Block())
+    np.testing.assert_array_equal(found, reference_chacha20(key, offset + count)[offset:])
+
+
+@given(st.lists(st.integers(0, 23), max_size=12))
+def test_a_chacha20_stream_goes_on_where_it_was_left(counts: list[int]) -> None:
+    stream, block = ChaCha20Keystream(b"k" * 32), Block()
+    found = [word for count in counts for word in stream.words(count, block).tolist()]
+    assert found == reference_chacha20(b"k" * 32, sum(counts)).tolist()
+
+
+def test_a_chacha20_stream_is_the_one_of_rfc_8439() -> None:
+    """Appendix A.1, test vectors 1 and 2: a key and a nonce of zeros, counters 0 and 1."""
+    words = ChaCha20Keystream(bytes(32)).words(32, Block())
+    assert words.tobytes().hex() == (
+        "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
+        "da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586"
+        "9f07e7be5551387a98ba977c732d080dcb0f29a048e3656912c6533e32ee7aed"
+        "29b721769ce64e43d57133b074d839d531ed1f28510afb45ace10a1f4b794d6f"
+    )
+
+
+def test_a_chacha20_stream_ends_with_its_counter() -> None:
+    """It would begin again."""
+    last = ChaCha20Keystream(bytes(32), 2**36 - 16)
+    last.words(10, Block())
+    with pytest.raises(OverflowError, match="2³² blocks"):
+        last.words(7, Block())
+    assert len(last.words(6, Block())) == 6
+    with pytest.raises(OverflowError, match="2³² blocks"):
+        ChaCha20Keystream(bytes(32), 2**36 + 16)
+
+
+@pytest.mark.parametrize(("key", "offset"), [(bytes(31), 0), (bytes(16), 0), (bytes(32), 4)])
+def test_a_chacha20_stream_of_a_short_key_or_within_a_block_is_refused(
+    key: bytes, offset: int
+) -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        ChaCha20Keystream(key, offset)
+
+
+def test_a_generator_that_nobody_knows_makes_no_mask() -> None:
+    vector = np.zeros(4, np.uint32)
+    mask = Mask(bytes(32), True, "xor")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no generator of masks is called 'xor'"):
+        apply_masks(vector, [mask])
 
 
 @given(st.lists(st.integers(0, 23), max_size=12))
