@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsa_kernels import clipped_sum, sample_grad, squared_norms
+from fedsa_kernels import clipped_sum, sample_grad, sample_grad_with_norms, squared_norms
 
 M, K = 6, 12  # factors are kept for fewer than 72 / 18 = 4 tokens
 FACTORED, SWITCH = 3, 4
@@ -66,6 +66,14 @@ def test_factors_and_the_whole_agree(tokens):
     sums = [clipped_sum(found, factors, (M, K)) for found in pair]
     check_near(norms[0], norms[1], 1e-9)
     check_near(sums[0], sums[1])
+
+
+@pytest.mark.parametrize("tokens", [FACTORED, SWITCH])
+def test_norms_in_the_same_pass_are_those_of_what_is_returned(tokens):
+    left, right = random(4, tokens, M), random(4, tokens, K, seed=1)
+    found, squares = sample_grad_with_norms(left, right)
+    assert torch.equal(found, sample_grad(left, right))
+    check_near(squares, torch.stack([g.square().sum() for g in loop(left, right)]), 1e-9)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4)], ids=str)

@@ -11,26 +11,37 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _factored(gradients: Tensor, shape: Sequence[int]) -> bool:
+def factored(gradients: Tensor, shape: Sequence[int]) -> bool:
     """Whether these are factors side by side; a gradient itself is k wide and never m + k."""
     return len(shape) == 2 and gradients.shape[-1] == sum(shape)
+
+
+def keeps_factors(left: Tensor, right: Tensor) -> bool:
+    """Whether left [n, t, m] and right [n, t, k] are smaller than the gradient [n, m, k]."""
+    _, tokens, m = left.shape
+    k = right.shape[2]
+    return tokens * (m + k) < m * k
 
 
 def sample_grad(left: Tensor, right: Tensor, whole: bool) -> Tensor:
     """Shapes: left [n, t, m], right [n, t, k]; result [n, m, k] or [n, t, m + k]."""
     left, right = _wide(left), _wide(right)
-    _, tokens, m = left.shape
-    k = right.shape[-1]
-    if not whole and tokens * (m + k) < m * k:
+    if not whole and keeps_factors(left, right):
         return torch.cat([left, right], dim=2)
-    if m > k:  # MKL is faster with the short dimension first
+    if left.shape[2] > right.shape[2]:  # MKL is faster with the short dimension first
         return torch.bmm(right.transpose(1, 2), left).transpose(1, 2)
     return torch.bmm(left.transpose(1, 2), right)
 
 
+def sample_grad_with_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``sample_grad``, with its squared norms [n]."""
+    gradients = sample_grad(left, right, whole=False)
+    return gradients, squared_norms(gradients, (left.shape[2], right.shape[2]))
+
+
 def squared_norms(gradients: Tensor, shape: Sequence[int]) -> Tensor:
     """Shapes: gradients [n, …]; result [n]."""
-    if not _factored(gradients, shape):
+    if not factored(gradients, shape):
         return gradients.flatten(1).square().sum(1)
     left, right = torch.split(gradients.double(), list(shape), dim=2)
     # ‖Σ l_t r_tᵀ‖² = Σ_tt' (l_t·l_t')(r_t·r_t'). Terms may cancel, and then the product in single
@@ -49,7 +60,7 @@ def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Ten
     weights = factors.to(gradients.dtype)
     left_out = (weights == 0).flatten().nonzero().squeeze(1)
     gradients.index_fill_(0, left_out, 0.0)  # 0 times infinity would not be 0
-    if not _factored(gradients, shape):
+    if not factored(gradients, shape):
         flat = gradients.reshape(clients, own, -1)
         return torch.bmm(weights.unsqueeze(1), flat).view(clients, *shape)
     left, right = torch.split(gradients, list(shape), dim=2)
