@@ -35,12 +35,16 @@ def test_public_names() -> None:
         "train",
     ]
     assert fedsa_kernels.__all__ == [
+        "KeystreamExhaustedError",
+        "chacha20_words",
         "clipped_sum",
         "keep_mask",
         "layer_keys",
         "lora_linear",
+        "quantize_mask",
         "row_keys",
         "sample_grad",
+        "sample_grad_with_norms",
         "squared_norms",
         "token_keys",
         "vera_linear",

@@ -1,98 +1,23 @@
 """The op `lora_linear` against plain autograd in float64."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from adapter_cases import (
+    D_IN,
+    D_OUT,
+    SCALING,
+    TOLERANCE,
+    P,
+    check_equal_to_plain,
+    check_near,
+    lora_case,
+)
 from torch import Tensor
 
-from fedsa_kernels import keep_mask, lora_linear
-
-D_IN, D_OUT, RANK, SCALING, P = 37, 23, 5, 1.7, 0.3
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-@dataclass(frozen=True)
-class Case:
-    x: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    A: Tensor
-    B: Tensor
-    keys: Tensor | None = None
-
-    def run(self, op=lora_linear) -> Tensor:
-        p = 0.0 if self.keys is None else P
-        inputs = (self.x, self.weight, self.bias, self.A, self.B, SCALING)
-        return op(*inputs, dropout=p, keys=self.keys)
-
-
-def make_case(
-    *,
-    clients: int = 3,
-    shape: Sequence[int] = (6, 7),
-    weight: bool = True,
-    bias: bool = True,
-    dropout: bool = False,
-    dtype: torch.dtype = torch.float64,
-    needs: Sequence[bool] = (True, True, True),
-) -> Case:
-    """Random inputs; `needs` says which of x, A and B want a gradient."""
-    stream = torch.Generator().manual_seed(1)
-
-    def draw(*sizes: int, needed: bool = False) -> Tensor:
-        values = torch.randn(*sizes, generator=stream, dtype=torch.float64)
-        return values.to(dtype).requires_grad_(needed)
-
-    keys = torch.randint(-(2**31), 2**31, tuple(shape), generator=stream, dtype=torch.int32)
-    return Case(
-        x=draw(*shape, D_IN, needed=needs[0]),
-        weight=draw(D_OUT, D_IN) if weight else None,
-        bias=draw(D_OUT) if bias else None,
-        A=draw(clients, RANK, D_IN, needed=needs[1]),
-        B=draw(clients, D_OUT, RANK, needed=needs[2]),
-        keys=keys if dropout else None,
-    )
-
-
-def plain(case: Case) -> tuple[Tensor, list[Tensor]]:
-    """y and the gradients of sum(y²) for x, A, B, from the formula, client by client."""
-    x, A, B = (t.detach().double().requires_grad_() for t in (case.x, case.A, case.B))
-    flat = x.reshape(-1, D_IN)
-    dropped = flat
-    if case.keys is not None:
-        dropped = flat * keep_mask(case.keys.reshape(-1), D_IN, P) / (1 - P)
-    bias = 0.0 if case.bias is None else case.bias.double()
-    size = len(flat) // len(A)
-    segments = []
-    for c in range(len(A)):
-        rows = slice(c * size, (c + 1) * size)
-        update = B[c] @ A[c]
-        frozen = 0.0 if case.weight is None else flat[rows] @ case.weight.double().T
-        segments.append(frozen + bias + SCALING * dropped[rows] @ update.T)
-    y = torch.cat(segments).reshape(*x.shape[:-1], D_OUT)
-    return y.detach(), list(torch.autograd.grad(y.square().sum(), (x, A, B)))
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Largest error within tolerance times the largest expected value."""
-    assert actual.shape == expected.shape
-    error = (actual.detach().double() - expected).abs().max()
-    assert error <= tolerance * expected.abs().max()
-
-
-def assert_equal_to_plain(case: Case, tolerance: float) -> None:
-    """Output and all gradients, each gradient in the dtype of its own tensor."""
-    expected, gradients = plain(case)
-    y = case.run()
-    assert_near(y, expected, tolerance)
-    trained = (case.x, case.A, case.B)
-    actual = torch.autograd.grad(y.double().square().sum(), trained)
-    for ours, theirs, tensor in zip(actual, gradients, trained, strict=True):
-        assert ours.dtype == tensor.dtype
-        assert_near(ours, theirs, tolerance)
+from fedsa_kernels import lora_linear
 
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
@@ -104,50 +29,50 @@ def assert_equal_to_plain(case: Case, tolerance: float) -> None:
 def test_output_and_all_gradients_equal_plain_autograd(
     dtype, clients, shape, weight, bias, dropout
 ):
-    case = make_case(
+    case = lora_case(
         clients=clients, shape=shape, weight=weight, bias=bias, dropout=dropout, dtype=dtype
     )
     assert case.run().dtype == dtype
-    assert_equal_to_plain(case, TOLERANCE[dtype])
+    check_equal_to_plain(case, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
 def test_x_may_be_a_view(make_view, clients):
-    case = make_case(clients=clients, dropout=True)
-    assert_equal_to_plain(replace(case, x=make_view(6, 7, D_IN)), 1e-12)
+    case = lora_case(clients=clients, dropout=True)
+    check_equal_to_plain(replace(case, x=make_view(6, 7, D_IN)), 1e-12)
 
 
 @pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
 def test_gradient_may_come_in_as_a_view(clients):
     """The gradient of a sum is one number expanded over y, with strides of zero."""
-    case = make_case(clients=clients)
+    case = lora_case(clients=clients)
     ours = torch.autograd.grad(case.run().sum(), (case.x, case.A, case.B))
     dense = torch.ones(6, 7, D_OUT, dtype=torch.float64)
     theirs = torch.autograd.grad(case.run(), (case.x, case.A, case.B), dense)
     for actual, expected in zip(ours, theirs, strict=True):
-        assert_near(actual, expected, 1e-12)
+        check_near(actual, expected, 1e-12)
 
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
 @pytest.mark.parametrize("needs", itertools.product([True, False], repeat=3))
 def test_frozen_inputs_get_no_gradient_and_change_no_other(needs, dropout):
-    case = make_case(needs=needs, dropout=dropout)
-    expected, gradients = plain(case)
+    case = lora_case(needs=needs, dropout=dropout)
+    expected, gradients = case.plain()
     y = case.run()
-    assert_near(y, expected, 1e-12)
+    check_near(y, expected, 1e-12)
     assert y.requires_grad == any(needs)
     if not any(needs):
         return
     y.square().sum().backward()
     for tensor, needed, gradient in zip((case.x, case.A, case.B), needs, gradients, strict=True):
         if needed:
-            assert_near(tensor.grad, gradient, 1e-12)
+            check_near(tensor.grad, gradient, 1e-12)
         else:
             assert tensor.grad is None
 
 
 def test_weight_and_bias_are_frozen():
-    case = make_case()
+    case = lora_case()
     case.weight.requires_grad_()
     case.bias.requires_grad_()
     case.run().sum().backward()
@@ -158,7 +83,7 @@ def test_weight_and_bias_are_frozen():
 @pytest.mark.parametrize("clients", [1, 2], ids=["C1", "C2"])
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
 def test_gradients_equal_finite_differences(clients, dropout):
-    case = make_case(clients=clients, shape=(2, 2), dropout=dropout)
+    case = lora_case(clients=clients, shape=(2, 2), dropout=dropout)
     weight, A, B = case.weight[:4], case.A, case.B[:, :4].detach().requires_grad_()
 
     def op(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
@@ -177,7 +102,7 @@ def test_gradients_equal_finite_differences(clients, dropout):
     [(1, False, True), (1, True, False), (3, True, True), (3, False, False)],
 )
 def test_op_keeps_the_rules_of_torch_library(clients, dropout, weight, needs):
-    case = make_case(
+    case = lora_case(
         clients=clients,
         shape=(6,),
         weight=weight,
@@ -185,46 +110,46 @@ def test_op_keeps_the_rules_of_torch_library(clients, dropout, weight, needs):
         dropout=dropout,
         needs=needs,
     )
-    inputs = (case.x, case.weight, case.bias, case.A, case.B, SCALING, P, case.keys)
+    inputs = (case.x, case.weight, case.bias, case.A, case.B, SCALING, P, case.keys, None)
     torch.library.opcheck(torch.ops.fedsa.lora_linear.default, inputs)
 
 
 @pytest.mark.parametrize("weight", [True, False], ids=["weight", "branch-alone"])
 def test_factors_in_float32_fit_a_base_in_half_precision(weight):
     """All products are made in the dtype of x, and the factors' gradients come back in theirs."""
-    fine = make_case(dtype=torch.float32)
-    coarse = make_case(dtype=torch.bfloat16, weight=weight, dropout=True)
+    fine = lora_case(dtype=torch.float32)
+    coarse = lora_case(dtype=torch.bfloat16, weight=weight, dropout=True)
     case = replace(coarse, A=fine.A, B=fine.B)
     assert case.run().dtype == torch.bfloat16
-    assert_equal_to_plain(case, TOLERANCE[torch.bfloat16])
+    check_equal_to_plain(case, TOLERANCE[torch.bfloat16])
 
 
 def test_autocast_makes_the_products_in_half_precision():
-    case = make_case(dtype=torch.float32, dropout=True)
+    case = lora_case(dtype=torch.float32, dropout=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = case.run()
-        assert_equal_to_plain(case, TOLERANCE[torch.bfloat16])
+        check_equal_to_plain(case, TOLERANCE[torch.bfloat16])
     halved = {n: getattr(case, n).detach().bfloat16() for n in ("x", "weight", "bias", "A", "B")}
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, replace(case, **halved).run())
 
 
 def test_rows_that_do_not_split_over_clients_are_refused():
-    case = make_case(clients=3, shape=(7,))
+    case = lora_case(clients=3, shape=(7,))
     with pytest.raises(ValueError, match="7 rows do not split into 3 client segments"):
         case.run()
 
 
 @pytest.mark.parametrize("given", ["no keys", "p is zero"])
 def test_dropout_is_off_without_keys_or_probability(given):
-    case = make_case(dropout=True)
+    case = lora_case(dropout=True)
     p, keys = (P, None) if given == "no keys" else (0.0, case.keys)
     y = lora_linear(case.x, case.weight, case.bias, case.A, case.B, SCALING, dropout=p, keys=keys)
     assert torch.equal(y, replace(case, keys=None).run())
 
 
 def test_gradients_of_clients_do_not_mix():
-    case = make_case(clients=3)
+    case = lora_case(clients=3)
     case.run()[2:4].sum().backward()  # the rows of client 1
     for factor in (case.A, case.B):
         assert torch.count_nonzero(factor.grad[[0, 2]]) == 0
@@ -235,7 +160,7 @@ def test_gradients_of_clients_do_not_mix():
 @pytest.mark.parametrize("weight", [True, False], ids=["weight", "branch-alone"])
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
 def test_compiled_op_gives_the_same_result(dropout, weight):
-    case = make_case(dropout=dropout, weight=weight)
+    case = lora_case(dropout=dropout, weight=weight)
     compiled = torch.compile(lora_linear, fullgraph=True, backend="aot_eager")
     results = []
     for op in (lora_linear, compiled):

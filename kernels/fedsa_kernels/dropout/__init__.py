@@ -70,6 +70,11 @@ def layer_keys(keys: Int32[Tensor, "*shape"], layer: int) -> Int32[Tensor, "*sha
     return _mix(keys ^ _signed(layer * 0x9E3779B1 + 1))
 
 
+def drop_threshold(p: float) -> int:
+    """The int32 below which a word drops its element; a share p of all words is."""
+    return _signed(min(round(p * 2**32), 2**32 - 1) ^ 0x80000000)
+
+
 def keep_mask(
     keys: Int32[Tensor, " token"], features: int, p: float
 ) -> Bool[Tensor, "token {features}"]:
@@ -87,7 +92,7 @@ def keep_mask(
     x = (keys[:, None] ^ columns).mul_(_MIX_1)
     x = x.bitwise_xor_(_shift(x, 15)).mul_(_MIX_2)
     # Only the high bits are compared, and multiplication mixes into those best.
-    return x >= _signed(min(round(p * 2**32), 2**32 - 1) ^ 0x80000000)
+    return x >= drop_threshold(p)
 
 
 def dropout_factors(x: Tensor, keys: Tensor | None, p: float) -> Tensor | None:

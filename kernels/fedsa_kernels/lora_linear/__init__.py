@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from fedsa_kernels.dispatch import Choice, Problem, choose
 from fedsa_kernels.lora_linear import reference
 from fedsa_kernels.operands import flat_segments, product_dtype
 
@@ -20,8 +21,21 @@ def _forward(
     scaling: float,
     p: float,
     keys: Tensor | None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    return reference.forward(x, weight, bias, A, B, scaling, p, keys)
+    choice = _choice(x, A, B, backend)
+    if choice.backend == "reference":
+        return reference.forward(x, weight, bias, A, B, scaling, p, keys)
+    from fedsa_kernels.lora_linear import triton  # not every machine has it
+
+    fused = choice.backend == "fused"
+    return triton.forward(x, weight, bias, A, B, scaling, p, keys, choice.tiles, fused)
+
+
+def _choice(x: Tensor, A: Tensor, B: Tensor, backend: str | None) -> Choice:
+    clients, rank, d_in = A.shape
+    problem = Problem("lora_linear", x.dtype, x.shape[0], d_in, B.shape[1], rank, clients)
+    return choose(problem, x.device, backend)
 
 
 @_forward.register_fake
@@ -34,34 +48,70 @@ def _forward_fake(
     scaling: float,
     p: float,
     keys: Tensor | None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     clients, rank, _ = A.shape
     y = x.new_empty(x.shape[0], B.shape[1])
     return y, x.new_empty(clients, x.shape[0] // clients, rank)
 
 
+@torch.library.custom_op("fedsa::lora_linear_backward", mutates_args=())
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    xa: Tensor,
+    weight: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    p: float,
+    keys: Tensor | None,
+    backend: str | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Those of the gradients of x, A and B that are needed."""
+    operands = (dy, x, xa, weight, A, B, scaling, p, keys, needs)
+    choice = _choice(x, A, B, backend)
+    if choice.backend == "reference":
+        found = reference.backward(*operands)
+    else:
+        from fedsa_kernels.lora_linear import triton
+
+        found = triton.backward(*operands, choice.tiles, choice.backend == "fused")
+    return [gradient for gradient in found if gradient is not None]
+
+
+@_gradients.register_fake
+def _gradients_fake(
+    dy: Tensor,
+    x: Tensor,
+    xa: Tensor,
+    weight: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    p: float,
+    keys: Tensor | None,
+    backend: str | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    return [x.new_empty(t.shape) for t, needed in zip((x, A, B), needs, strict=True) if needed]
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _bias, A, B, scaling, p, keys = inputs
+    x, weight, _bias, A, B, scaling, p, keys, backend = inputs
     ctx.save_for_backward(x, output[1], weight, A, B, keys)
-    ctx.scaling, ctx.p = scaling, p
+    ctx.scaling, ctx.p, ctx.backend = scaling, p, backend
 
 
 def _backward(ctx: Any, dy: Tensor, _dxa: Tensor) -> tuple[Tensor | None, ...]:
     x, xa, weight, A, B, keys = ctx.saved_tensors
-    needs_x, _, _, needs_a, needs_b, *_ = ctx.needs_input_grad
-    dx, dA, dB = reference.backward(
-        dy.contiguous(),
-        x,
-        xa,
-        weight,
-        A,
-        B,
-        ctx.scaling,
-        ctx.p,
-        keys,
-        (needs_x, needs_a, needs_b),
-    )
-    return dx, None, None, dA, dB, None, None, None
+    needed = ctx.needs_input_grad
+    needs = [needed[0], needed[3], needed[4]]
+    settings = (ctx.scaling, ctx.p, keys, ctx.backend, needs)
+    found = iter(_gradients(dy.contiguous(), x, xa, weight, A, B, *settings))
+    dx, dA, dB = (next(found) if need else None for need in needs)
+    return dx, None, None, dA, dB, None, None, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_setup_context)
@@ -77,6 +127,7 @@ def lora_linear(
     *,
     dropout: float = 0.0,
     keys: Int32[Tensor, "..."] | None = None,
+    backend: str | None = None,
 ) -> Float[Tensor, "... d_out"]:
     """Frozen linear layer plus the adapter of the client each row belongs to.
 
@@ -93,12 +144,15 @@ def lora_linear(
         scaling: alpha/r for LoRA, alpha/√r for rsLoRA.
         dropout: probability of dropping an input of the adapter; only where keys are given.
         keys: one dropout key per vector of x (see ``fedsa_kernels.dropout``); None for no dropout.
+        backend: "reference", "cublas" or "fused"; by default what is fastest, see
+            ``fedsa_kernels.dispatch``.
 
     Returns:
         y, with the leading dimensions of x.
 
     Raises:
-        ValueError: if the vectors of x cannot be split into one equal segment per client.
+        ValueError: if the vectors of x cannot be split into one equal segment per client, or the
+            backend cannot run here.
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
@@ -108,5 +162,5 @@ def lora_linear(
     bias = None if bias is None else bias.to(dtype)
     flat = flat_segments(x, A.shape[0], "lora_linear")
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
-    y: Tensor = _forward(flat, weight, bias, A, B, scaling, dropout, flat_keys)[0]
+    y: Tensor = _forward(flat, weight, bias, A, B, scaling, dropout, flat_keys, backend)[0]
     return y.view(*x.shape[:-1], B.shape[1])

@@ -4,6 +4,8 @@ Order of work: the adapter's product (with bias) is written first and the frozen
 accumulated onto it (``beta=1``), so that the output is never read back by a pass of its own.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def backward(
     scaling: float,
     p: float,
     keys: Tensor | None,
-    needs: tuple[bool, bool, bool],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, A and B; each is None unless ``needs`` asks for it.
 

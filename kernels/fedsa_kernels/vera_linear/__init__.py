@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from fedsa_kernels.dispatch import Choice, Problem, choose
 from fedsa_kernels.operands import flat_segments, product_dtype
 from fedsa_kernels.vera_linear import reference
 
@@ -21,8 +22,21 @@ def _forward(
     b: Tensor,
     p: float,
     keys: Tensor | None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    return reference.forward(x, weight, bias, A, B, d, b, p, keys)
+    choice = _choice(x, A, b, d, backend)
+    if choice.backend == "reference":
+        return reference.forward(x, weight, bias, A, B, d, b, p, keys)
+    from fedsa_kernels.vera_linear import triton  # not every machine has it
+
+    fused = choice.backend == "fused"
+    return triton.forward(x, weight, bias, A, B, d, b, p, keys, choice.tiles, fused)
+
+
+def _choice(x: Tensor, A: Tensor, b: Tensor, d: Tensor, backend: str | None) -> Choice:
+    clients, rank = d.shape
+    sizes = (x.shape[0], A.shape[1], b.shape[1])
+    return choose(Problem("vera_linear", x.dtype, *sizes, rank, clients), x.device, backend)
 
 
 @_forward.register_fake
@@ -36,25 +50,71 @@ def _forward_fake(
     b: Tensor,
     p: float,
     keys: Tensor | None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     clients, rank = d.shape
     y = x.new_empty(x.shape[0], b.shape[1])
     return y, x.new_empty(clients, x.shape[0] // clients, rank)
 
 
+@torch.library.custom_op("fedsa::vera_linear_backward", mutates_args=())
+def _gradients(
+    dy: Tensor,
+    xa: Tensor,
+    weight: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    d: Tensor,
+    b: Tensor,
+    p: float,
+    keys: Tensor | None,
+    backend: str | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Those of the gradients of x, d and b that are needed."""
+    operands = (dy, xa, weight, A, B, d, b, p, keys, needs)
+    choice = _choice(dy, A, b, d, backend)
+    if choice.backend == "reference":
+        found = reference.backward(*operands)
+    else:
+        from fedsa_kernels.vera_linear import triton
+
+        found = triton.backward(*operands, choice.tiles, choice.backend == "fused")
+    return [gradient for gradient in found if gradient is not None]
+
+
+@_gradients.register_fake
+def _gradients_fake(
+    dy: Tensor,
+    xa: Tensor,
+    weight: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    d: Tensor,
+    b: Tensor,
+    p: float,
+    keys: Tensor | None,
+    backend: str | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    shapes = ((dy.shape[0], A.shape[1]), d.shape, b.shape)
+    return [dy.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _bias, A, B, d, b, p, keys = inputs
+    _x, weight, _bias, A, B, d, b, p, keys, backend = inputs
     ctx.save_for_backward(output[1], weight, A, B, d, b, keys)
-    ctx.p, ctx.d_in = p, x.shape[-1]
+    ctx.p, ctx.backend = p, backend
 
 
 def _backward(ctx: Any, dy: Tensor, _dxa: Tensor) -> tuple[Tensor | None, ...]:
     xa, weight, A, B, d, b, keys = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    dx, dd, db = reference.backward(
-        dy.contiguous(), xa, weight, A, B, d, b, ctx.p, keys, (needs[0], needs[5], needs[6])
-    )
-    return dx, None, None, None, None, dd, db, None, None
+    needed = ctx.needs_input_grad
+    needs = [needed[0], needed[5], needed[6]]
+    settings = (ctx.p, keys, ctx.backend, needs)
+    found = iter(_gradients(dy.contiguous(), xa, weight, A, B, d, b, *settings))
+    dx, dd, db = (next(found) if need else None for need in needs)
+    return dx, None, None, None, None, dd, db, None, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_setup_context)
@@ -71,6 +131,7 @@ def vera_linear(
     *,
     dropout: float = 0.0,
     keys: Int32[Tensor, "..."] | None = None,
+    backend: str | None = None,
 ) -> Float[Tensor, "... d_out"]:
     """Frozen linear layer plus the VeRA adapter of the client each row belongs to.
 
@@ -88,12 +149,15 @@ def vera_linear(
         b: scales the outputs; one vector per client.
         dropout: probability of dropping an input of the adapter; only where keys are given.
         keys: one dropout key per vector of x (see ``fedsa_kernels.dropout``); None for no dropout.
+        backend: "reference", "cublas" or "fused"; by default what is fastest, see
+            ``fedsa_kernels.dispatch``.
 
     Returns:
         y, with the leading dimensions of x.
 
     Raises:
-        ValueError: if the vectors of x cannot be split into one equal segment per client.
+        ValueError: if the vectors of x cannot be split into one equal segment per client, or the
+            backend cannot run here.
 
     Source: Kopiczko et al., VeRA (ICLR 2024), §3.1, equation 2.
     """
@@ -103,5 +167,5 @@ def vera_linear(
     bias = None if bias is None else bias.to(dtype)
     flat = flat_segments(x, d.shape[0], "vera_linear")
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
-    y: Tensor = _forward(flat, weight, bias, A, B, d, b, dropout, flat_keys)[0]
+    y: Tensor = _forward(flat, weight, bias, A, B, d, b, dropout, flat_keys, backend)[0]
     return y.view(*x.shape[:-1], b.shape[1])

@@ -4,6 +4,8 @@ The vectors are folded into the small factors (``diag(b)·B`` is [d_out, r]), so
 size of the output is made besides the output itself.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def backward(
     b: Tensor,
     p: float,
     keys: Tensor | None,
-    needs: tuple[bool, bool, bool],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, d and b; each is None unless ``needs`` asks for it.
 

@@ -1,0 +1,124 @@
+"""What every launch of a Triton kernel has to decide besides its operands."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The shape of a program's work.
+
+    Args:
+        m: rows; at least 16.
+        n: columns; at least 16.
+        k: summands that are loaded together; at least 16.
+        warps: of 32 threads (AMD: 64).
+        stages: loads in flight.
+        splits: parts of the sum that programs of their own add up.
+        group: blocks of rows that are worked off together, so that they find W in the cache.
+    """
+
+    m: int = 64
+    n: int = 64
+    k: int = 32
+    warps: int = 4
+    stages: int = 2
+    splits: int = 1
+    group: int = 8
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Adapter dropout as a kernel needs it.
+
+    Args:
+        keys: one int32 word per row, see ``fedsa_kernels.dropout``. [row]
+        p: probability of dropping an element.
+    """
+
+    keys: Tensor
+    p: float
+
+    @classmethod
+    def of(cls, keys: Tensor | None, p: float) -> "Dropout | None":
+        """None where nothing is dropped."""
+        return None if keys is None or p == 0.0 else cls(keys, p)
+
+    @property
+    def factor(self) -> float:
+        """What survives is multiplied by this."""
+        return 1.0 / (1.0 - self.p)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch, with all that decides which machine code it runs.
+
+    Args:
+        kernel: the function under ``triton.jit``.
+        grid: programs in each dimension.
+        arguments: operands, in order.
+        options: compile-time constants, ``num_warps`` and ``num_stages``.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+_recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Keep launches instead of running them, so that tensors may be on the meta device."""
+    launches: list[Launch] = []
+    token = _recorded.set(launches)
+    try:
+        yield launches
+    finally:
+        _recorded.reset(token)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run a kernel, or keep its launch, see ``recording``."""
+    launches = _recorded.get()
+    if launches is None:
+        kernel[grid](*arguments, **options)
+    else:
+        launches.append(Launch(kernel, grid, arguments, options))
+
+
+@cache
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def upcasts(x: Tensor) -> bool:
+    """Whether a kernel has to widen what it loads.
+
+    The interpreter takes bfloat16 for the integer with the same bits as soon as it computes with
+    it (triton-lang/triton#11584).
+    """
+    return interpreted() and x.dtype == torch.bfloat16
+
+
+def precision(x: Tensor) -> str:
+    """How products of float32 are taken: torch's own switch decides."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def rank_block(rank: int) -> int:
+    """The rank as a block: a power of two that tensor cores take."""
+    return max(16, 1 << (rank - 1).bit_length())

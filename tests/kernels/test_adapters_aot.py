@@ -1,0 +1,78 @@
+"""The kernels of the adapter ops, compiled for devices that are not here."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from fedsa_kernels.aot import TARGETS, Resources, resources
+from fedsa_kernels.launch import Launch, interpreted, recording
+from fedsa_kernels.lora_linear import triton as lora
+from fedsa_kernels.tiles import default_tiles
+from fedsa_kernels.vera_linear import triton as vera
+
+pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
+
+CLIENTS, ROWS, D_IN, D_OUT = 2, 4096, 4096, 1024
+NEEDS = (True, True, True)
+
+
+def meta(*sizes: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(*sizes, dtype=dtype, device="meta")
+
+
+def launches(dtype: torch.dtype, rank: int, p: float) -> list[Launch]:
+    """Forward and backward of both ops in both orders of work, each distinct kernel once."""
+
+    def draw(*sizes: int) -> torch.Tensor:
+        return meta(*sizes, dtype=dtype)
+
+    tiles = default_tiles(dtype, rank)
+    x, dy, weight = draw(CLIENTS * ROWS, D_IN), draw(CLIENTS * ROWS, D_OUT), draw(D_OUT, D_IN)
+    bias, keys = draw(D_OUT), meta(CLIENTS * ROWS, dtype=torch.int32)
+    A, B = draw(CLIENTS, rank, D_IN), draw(CLIENTS, D_OUT, rank)
+    frozen_a, frozen_b, d, b = draw(rank, D_IN), draw(D_OUT, rank), draw(2, rank), draw(2, D_OUT)
+    with recording() as found:
+        for fused in (True, False):
+            _, xa = lora.forward(x, weight, bias, A, B, 2.0, p, keys, tiles, fused)
+            lora.backward(dy, x, xa, weight, A, B, 2.0, p, keys, NEEDS, tiles, fused)
+            vectors = (frozen_a, frozen_b, d, b, p, keys)
+            _, xa = vera.forward(x, weight, bias, *vectors, tiles, fused)
+            vera.backward(dy, xa, weight, *vectors, NEEDS, tiles, fused)
+    return list({variant(each): each for each in found}.values())
+
+
+def variant(launch: Launch) -> str:
+    flags = [name for name, value in launch.options.items() if value is True]
+    return " ".join([launch.kernel.__name__.strip("_"), *flags])
+
+
+CASES = [
+    (torch.bfloat16, 16, 0.1),
+    (torch.bfloat16, 16, 0.0),
+    (torch.bfloat16, 64, 0.1),
+    (torch.bfloat16, 256, 0.1),
+    (torch.float16, 16, 0.1),
+    (torch.float32, 16, 0.1),
+    (torch.float32, 256, 0.1),
+]
+
+
+@cache
+def compiled(dtype: torch.dtype, rank: int, p: float, target: str) -> dict[str, Resources]:
+    return {variant(each): resources(each, TARGETS[target]) for each in launches(dtype, rank, p)}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("dtype", "rank", "p"), CASES)
+def test_nothing_spills_and_everything_fits(dtype: torch.dtype, rank: int, p: float, target: str):
+    found = compiled(dtype, rank, p, target)
+    assert {name: each.spilled for name, each in found.items() if each.spilled} == {}
+    assert max(each.shared for each in found.values()) <= TARGETS[target].shared
+    assert max(each.registers for each in found.values()) <= TARGETS[target].registers
+
+
+@pytest.mark.parametrize(("dtype", "rank", "p"), [case for case in CASES if case[0].itemsize == 2])
+def test_hoppers_tensor_cores_do_every_product(dtype: torch.dtype, rank: int, p: float):
+    found = compiled(dtype, rank, p, "sm_90")
+    assert [name for name, each in found.items() if each.wgmma == 0] == []

@@ -1,0 +1,116 @@
+"""The Triton kernels of the adapter ops in the interpreter, against autograd in float64."""
+
+import itertools
+
+import pytest
+import torch
+from adapter_cases import Case, check_equal_to_plain, lora_case, vera_case
+
+from fedsa_kernels.launch import interpreted
+
+pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+"""Half precision is twice as coarse as on a device: the interpreter cuts bits off."""
+BACKENDS = ("cublas", "fused")
+MAKERS = {"lora": lora_case, "vera": vera_case}
+SIZES = [(37, 23, 5), (64, 64, 16), (130, 70, 1), (48, 100, 33)]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=MAKERS)
+def make(request: pytest.FixtureRequest):
+    return MAKERS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _outputs_start_as_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a kernel forgets to write shows."""
+    empty = torch.Tensor.new_empty
+
+    def poisoned(tensor: torch.Tensor, *sizes, **options) -> torch.Tensor:
+        made = empty(tensor, *sizes, **options)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+
+
+@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
+@pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "x".join(map(str, s)))
+def test_output_and_all_gradients_equal_plain_autograd(make, backend, sizes, clients, dropout):
+    case = make(clients=clients, sizes=sizes, dropout=dropout, dtype=torch.float32)
+    check_equal_to_plain(case, TOLERANCE[torch.float32], backend=backend)
+
+
+@pytest.mark.parametrize("weight", [True, False], ids=["weight", "branch-alone"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_with_and_without_frozen_weight_and_bias(make, backend, weight, bias):
+    case = make(weight=weight, bias=bias, dropout=True, dtype=torch.float32)
+    check_equal_to_plain(case, TOLERANCE[torch.float32], backend=backend)
+
+
+@pytest.mark.parametrize("rank", [100, 256])
+def test_large_ranks(make, backend, rank):
+    case = make(sizes=(40, 56, rank), shape=(3, 30), dropout=True, dtype=torch.float32)
+    check_equal_to_plain(case, TOLERANCE[torch.float32], backend=backend)
+
+
+@pytest.mark.parametrize("rows", [1, 65, 128])
+def test_segments_of_any_length(make, backend, rows):
+    case = make(clients=2, shape=(2 * rows,), dropout=True, dtype=torch.float32)
+    check_equal_to_plain(case, TOLERANCE[torch.float32], backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_half_precision(make, backend, dtype):
+    case = make(dropout=True, dtype=dtype)
+    # Half precision ends at 65504; sums of squares of what was drawn do not.
+    case = type(case)(**{**vars(case), "B": (case.B.detach() / 16).requires_grad_()})
+    check_equal_to_plain(case, TOLERANCE[dtype], backend=backend)
+
+
+@pytest.mark.parametrize("needs", itertools.product([True, False], repeat=3))
+def test_frozen_inputs_get_no_gradient_and_change_no_other(make, backend, needs):
+    case: Case = make(needs=needs, dropout=True, dtype=torch.float32)
+    expected, gradients = case.plain()
+    y = case.run(backend=backend)
+    assert (y.detach().double() - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert y.requires_grad == any(needs)
+    if any(needs):
+        y.square().sum().backward()
+    for tensor, needed, gradient in zip(case.trained, needs, gradients, strict=True):
+        assert (tensor.grad is not None) == needed
+        if needed:
+            error = (tensor.grad.double() - gradient).abs().max()
+            assert error <= 1e-5 * gradient.abs().max()
+
+
+def test_x_may_be_a_view(make, backend):
+    case = make(dropout=True, dtype=torch.float32)
+    wide = torch.randn(6, 7, 2 * 37)
+    views = (wide[..., ::2], wide[..., 5:42], wide[..., :37].flip(1))
+    for view in views:
+        own = type(case)(**{**vars(case), "x": view.requires_grad_()})
+        check_equal_to_plain(own, TOLERANCE[torch.float32], backend=backend)
+
+
+def test_two_runs_agree_bit_for_bit(make, backend):
+    results = []
+    for _ in range(2):
+        case = make(shape=(3, 90), dropout=True, dtype=torch.float32)
+        y = case.run(backend=backend)
+        results.append([y, *torch.autograd.grad(y.square().sum(), case.trained)])
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+def test_op_keeps_the_rules_of_torch_library(backend):
+    case = lora_case(shape=(6,), dropout=True, dtype=torch.float32)
+    inputs = (case.x, case.weight, case.bias, case.A, case.B, 1.7, 0.3, case.keys, backend)
+    torch.library.opcheck(torch.ops.fedsa.lora_linear.default, inputs)

@@ -1,0 +1,102 @@
+"""Which backend an op runs on, and that it says why."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsa_kernels import dispatch
+from fedsa_kernels.dispatch import Problem, choose
+from fedsa_kernels.launch import Tile, interpreted
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+PROBLEM = Problem("lora_linear", torch.bfloat16, 8192, 4096, 4096, 16, 1)
+
+
+def row(fastest: str, rows: int, width: int) -> dict:
+    tile = {"m": 32, "n": 32, "k": 32, "warps": 4, "stages": 2, "splits": 1, "group": 8}
+    names = ("shrink", "both", "factor", "expand", "frozen")
+    tiles = {name: {**tile, "group": rows % 7 + 1} for name in names}
+    return {
+        "op": "lora_linear", "dtype": "bfloat16", "rows": rows, "d_in": width, "d_out": width,
+        "rank": 16, "clients": 1, "fastest": fastest, "shape": f"{rows} x {width}",
+        "tiles": {"cublas": tiles, "fused": tiles, "reference": tiles},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device with a table of two shapes."""
+    table = [row("cublas", 8192, 4096), row("fused", 8192, 1024)]
+    (tmp_path / "some-gpu.json").write_text(json.dumps(table))
+    monkeypatch.setattr(dispatch, "TABLES", tmp_path)
+    monkeypatch.setattr(dispatch, "device_name", lambda device: "some-gpu")
+    dispatch._table.cache_clear()
+    yield
+    dispatch._table.cache_clear()
+
+
+def test_a_cpu_takes_the_reference():
+    choice = choose(PROBLEM, CPU)
+    assert (choice.backend, choice.reason) == ("reference", "there are no kernels for cpu")
+
+
+def test_a_device_that_was_not_measured_takes_the_reference(monkeypatch):
+    monkeypatch.setattr(dispatch, "device_name", lambda device: "new-gpu")
+    choice = choose(PROBLEM, GPU)
+    assert (choice.backend, choice.reason) == ("reference", "nothing was measured on new-gpu")
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("rows", "width", "backend"),
+    [(8192, 4096, "cublas"), (8192, 1024, "fused"), (4096, 5120, "cublas"), (16384, 768, "fused")],
+)
+def test_the_nearest_measured_shape_decides(rows, width, backend):
+    problem = Problem("lora_linear", torch.bfloat16, rows, width, width, 9, 1)
+    choice = choose(problem, GPU)
+    assert choice.backend == backend
+    assert "some-gpu" in choice.reason
+    assert choice.tiles.frozen == Tile(32, 32, 32, 4, 2, 1, 8192 % 7 + 1)
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    "other",
+    [
+        Problem("vera_linear", torch.bfloat16, 8192, 4096, 4096, 16, 1),
+        Problem("lora_linear", torch.float32, 8192, 4096, 4096, 16, 1),
+        Problem("lora_linear", torch.bfloat16, 8192, 4096, 4096, 64, 1),
+        Problem("lora_linear", torch.bfloat16, 8192, 4096, 4096, 16, 8),
+        Problem("lora_linear", torch.bfloat16, 64, 4096, 4096, 16, 1),
+        Problem("lora_linear", torch.bfloat16, 8192, 128, 4096, 16, 1),
+    ],
+)
+def test_what_is_far_from_all_that_was_measured_takes_the_reference(other):
+    choice = choose(other, GPU)
+    assert choice.backend == "reference"
+    assert "nothing near this shape" in choice.reason
+
+
+@pytest.mark.usefixtures("measured")
+def test_argument_before_environment_before_table(monkeypatch):
+    monkeypatch.setenv("FEDSA_KERNELS", "fused")
+    by_environment = choose(PROBLEM, GPU)
+    assert (by_environment.backend, "FEDSA_KERNELS" in by_environment.reason) == ("fused", True)
+    by_argument = choose(PROBLEM, GPU, "reference")
+    assert (by_argument.backend, "argument" in by_argument.reason) == ("reference", True)
+    assert choose(PROBLEM, GPU, "auto").backend == "cublas"
+
+
+@pytest.mark.parametrize("source", ["argument", "FEDSA_KERNELS"])
+def test_an_unknown_backend_is_refused_by_name(source, monkeypatch):
+    monkeypatch.setenv("FEDSA_KERNELS", "cudnn")
+    with pytest.raises(ValueError, match=rf"{source}.*'cudnn'.*reference, cublas, fused and auto"):
+        choose(PROBLEM, CPU, "cudnn" if source == "argument" else None)
+
+
+@pytest.mark.skipif(interpreted(), reason="the interpreter runs kernels on a CPU")
+def test_kernels_on_a_cpu_are_refused():
+    with pytest.raises(ValueError, match="TRITON_INTERPRET"):
+        choose(PROBLEM, CPU, "fused")
