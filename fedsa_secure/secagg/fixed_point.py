@@ -88,7 +88,8 @@ class FixedPoint:
         scaled *= factor
         if not np.isfinite(scaled).all():
             raise ValueError("a value to be encoded is not finite")
-        scaled /= self.step
+        with np.errstate(over="ignore"):  # what overflows lies beyond the grid, and counts so
+            scaled /= self.step
         beyond = int(np.count_nonzero(np.abs(scaled) > self.levels))
         if beyond:
             np.clip(scaled, -self.levels, self.levels, out=scaled)
