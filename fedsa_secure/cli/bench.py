@@ -1,5 +1,7 @@
 """``fedsa-secure bench``."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -57,6 +59,45 @@ def _bench_dp(
         write_rows(json, rows)
 
 
+@app.command("kernels")
+def _bench_kernels(
+    table: Annotated[
+        Path | None,
+        typer.Option(help="keep what was fastest here, for FEDSA_KERNEL_TABLE to name"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the numbers that the check draws")] = 0,
+    json: terminal.Json = None,
+) -> None:
+    """Check, tune and time the adapter kernels beside PEFT, other orders of work and the roofline.
+
+    On a CPU there is nothing to tune. TRITON_INTERPRET=1 makes it a dry run at tiny sizes, whose
+    times mean nothing.
+    """
+    from fedsa_kernels.bench import WrongResultError
+    from fedsa_secure.bench import write_rows
+    from fedsa_secure.bench.kernels import bench_kernels, rows_of
+
+    terminal.require_places(json=json, table=table)
+    with terminal.console.status("") as status, TemporaryDirectory() as folder:
+        try:
+            findings, more = bench_kernels(table or Path(folder) / "table", status.update, seed)
+            steps = list(more)
+        except WrongResultError as error:
+            terminal.console.print(f"wrong results, so nothing was timed:\n{error}", style="red")
+            raise typer.Exit(1) from None
+    rows = rows_of(findings)
+    terminal.console.print(_bench_table(findings.device, rows, ("of frozen", "of bound")))
+    terminal.console.print(_bench_table("training steps", steps, ("of PEFT",)))
+    for line in (f"{len(findings.checks)} checks passed", *_KERNELS_LEGEND):
+        terminal.console.print(line, highlight=False)
+    if json is not None:
+        write_rows(json, [*rows, *steps])
+
+
+_KERNELS_LEGEND = (
+    "of frozen: time over that of the frozen layer, forward and gradient of x",
+    "of bound: time over the least that the roofline allows, at rates measured in this run",
+)
 _BENCH_LEGEND = (
     "k: neighbours; of Flower: time over that of Flower's client with as many neighbours",
     "of bound: time over that of k + 1 AES-256-CTR streams and additions with as many threads",

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ class Tile:
         k: summands that are loaded together; at least 16.
         warps: of 32 threads (AMD: 64).
         stages: loads in flight.
-        splits: parts of the sum that programs of their own add up.
+        splits: parts of the sum that programs of their own add up; 0 for as many as give every
+            multiprocessor two programs.
         group: blocks of rows that are worked off together, so that they find W in the cache.
     """
 
@@ -30,7 +32,7 @@ class Tile:
     k: int = 32
     warps: int = 4
     stages: int = 2
-    splits: int = 1
+    splits: int = 0
     group: int = 8
 
 
@@ -97,9 +99,33 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         launches.append(Launch(kernel, grid, arguments, options))
 
 
+def split_span(total: int, step: int, programs: int, splits: int, device: torch.device) -> int:
+    """How much of a sum over ``total`` one program takes, a multiple of ``step``.
+
+    Args:
+        total: summands.
+        step: of a program's loop.
+        programs: that there are without splitting.
+        splits: see ``Tile``.
+        device: where they run; the same device gives the same parts, and so the same sums.
+    """
+    steps = max(1, -(-total // step))
+    wanted = splits or max(1, -(-2 * _multiprocessors(device) // programs))
+    return -(-steps // min(wanted, steps)) * step
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 @cache
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on the CPU."""
+    if find_spec("triton") is None:
+        return False
     from triton import knobs
 
     return bool(knobs.runtime.interpret)

@@ -1,4 +1,4 @@
-"""What every op does with its operands before it computes."""
+"""What every op does with its operands."""
 
 import torch
 from jaxtyping import Float
@@ -26,3 +26,29 @@ def flat_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> Float[Ten
     if flat.shape[0] % clients:
         raise ValueError(f"{op}: {flat.shape[0]} rows do not split into {clients} client segments")
     return flat
+
+
+def client_products(
+    left: Float[Tensor, "client a b"], right: Float[Tensor, "client b c"]
+) -> Float[Tensor, "client a c"]:
+    """left·right, client by client.
+
+    A single client's is taken as one plain product: a batch of one takes up to twice as long.
+    """
+    if len(left) == 1:
+        return torch.mm(left[0], right[0]).unsqueeze(0)
+    return torch.bmm(left, right)
+
+
+def onto_bias(
+    bias: Float[Tensor, " c"] | None,
+    left: Float[Tensor, "client a b"],
+    right: Float[Tensor, "client b c"],
+    scaling: float,
+) -> Float[Tensor, "client a c"]:
+    """``bias + scaling·left·right``, client by client."""
+    if bias is None:
+        return client_products(left, right).mul_(scaling)
+    if len(left) == 1:
+        return torch.addmm(bias, left[0], right[0], alpha=scaling).unsqueeze(0)
+    return torch.baddbmm(bias, left, right, alpha=scaling)

@@ -1,10 +1,14 @@
-"""Shapes of the kernels' work: what is safe anywhere, before anything was measured."""
+"""Shapes of the kernels' work: what is safe anywhere, and what is tried on a device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import product
 
 import torch
 
 from fedsa_kernels.launch import Tile, rank_block
+
+LARGEST_FUSED_RANK = 64
+"""Above it the narrow product does not fit beside the frozen one: it is made first."""
 
 
 @dataclass(frozen=True)
@@ -13,17 +17,22 @@ class Tiles:
 
     Args:
         shrink: wide by narrow.
-        both: the same with a factor's gradient in the same pass.
         factor: a factor's gradient alone.
         expand: narrow by wide.
         frozen: the frozen product with an adapter's in its epilogue.
+        both: wide by narrow with a factor's gradient in the same pass; None for two passes.
+        fused: the frozen product and the narrow one in one loop; None for the narrow one first.
     """
 
     shrink: Tile
-    both: Tile
     factor: Tile
     expand: Tile
     frozen: Tile
+    both: Tile | None
+    fused: Tile | None
+
+
+KERNELS = tuple(each.name for each in fields(Tiles))
 
 
 def default_tiles(dtype: torch.dtype, rank: int) -> Tiles:
@@ -42,8 +51,48 @@ def default_tiles(dtype: torch.dtype, rank: int) -> Tiles:
     frozen = Tile(m=64, n=64, k=32, warps=8) if wide else Tile(m=128, n=64, k=64, warps=8)
     return Tiles(
         shrink=narrow,
-        both=both,
         factor=Tile(m=32 if large and wide else 64, n=32 if wide else 64, warps=8 if large else 4),
         expand=Tile(m=32, n=32, stages=1) if wide else Tile(m=64, n=64, stages=1),
         frozen=frozen,
+        both=both,
+        fused=frozen if rank <= LARGEST_FUSED_RANK else None,
     )
+
+
+def candidates(kernel: str, rank: int) -> list[Tile]:
+    """Tiles worth a measurement for half precision; those that spill on a device fall out there.
+
+    Args:
+        kernel: one of ``KERNELS``.
+        rank: of the adapters.
+    """
+    large = rank_block(rank) > 64
+    if kernel in ("frozen", "fused"):
+        shapes = [
+            (128, 128, 8),
+            (128, 128, 4),
+            (128, 256, 8),
+            (64, 128, 4),
+            (64, 64, 4),
+            (128, 64, 4),
+        ]
+        return [
+            Tile(m=m, n=n, k=64, warps=warps, stages=stages)
+            for (m, n, warps), stages in product(shapes, (3, 4))
+        ]
+    if kernel == "expand":
+        shapes = [(64, 64, 4), (64, 128, 4), (128, 128, 8), (64, 256, 8), (32, 256, 4)]
+        return [Tile(m=m, n=n, warps=warps, stages=1) for m, n, warps in shapes]
+    if kernel == "both":
+        shapes = [(64, 32, 8)] if large else []
+        shapes += [(64, 64, 4), (128, 64, 4), (128, 64, 8), (256, 64, 8), (128, 32, 8)]
+        return [
+            Tile(m=m, n=n, warps=warps, stages=stages)
+            for (m, n, warps), stages in product(shapes, (2, 3))
+        ]
+    shapes = [(64, 32, 8), (128, 32, 8)] if large else []
+    shapes += [(64, 128, 4), (32, 128, 4), (64, 64, 4), (128, 64, 4), (128, 128, 8)]
+    return [
+        Tile(m=m, n=n, warps=warps, stages=stages, splits=splits)
+        for (m, n, warps), stages, splits in product(shapes, (2, 3), (0, 1))
+    ]

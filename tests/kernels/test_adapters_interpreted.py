@@ -1,12 +1,15 @@
 """The Triton kernels of the adapter ops in the interpreter, against autograd in float64."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from adapter_cases import Case, check_equal_to_plain, lora_case, vera_case
 
-from fedsa_kernels.launch import interpreted
+from fedsa_kernels import dispatch
+from fedsa_kernels.launch import Tile, interpreted
+from fedsa_kernels.tiles import default_tiles
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
 
@@ -97,6 +100,26 @@ def test_x_may_be_a_view(make, backend):
     for view in views:
         own = type(case)(**{**vars(case), "x": view.requires_grad_()})
         check_equal_to_plain(own, TOLERANCE[torch.float32], backend=backend)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"both": None},
+        {"fused": None},
+        {"shrink": Tile(m=16, n=16, splits=3), "factor": Tile(m=16, n=32, splits=4)},
+        {"both": Tile(m=16, n=16, splits=2)},
+    ],
+    ids=["two-passes", "narrow-first", "parts", "parts-of-both"],
+)
+def test_tiles_change_no_result(make, backend, change, monkeypatch):
+    """A table may say that two passes are faster than one, or how a sum is split."""
+    tiles = replace(default_tiles(torch.float32, 5), **change)
+    monkeypatch.setattr(dispatch, "default_tiles", lambda dtype, rank: tiles)
+    dispatch._choice.cache_clear()
+    case = make(shape=(6, 50), sizes=(70, 90, 5), dropout=True, dtype=torch.float32)
+    check_equal_to_plain(case, TOLERANCE[torch.float32], backend=backend)
+    dispatch._choice.cache_clear()
 
 
 def test_two_runs_agree_bit_for_bit(make, backend):

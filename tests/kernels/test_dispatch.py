@@ -1,40 +1,34 @@
 """Which backend an op runs on, and that it says why."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedsa_kernels import dispatch
-from fedsa_kernels.dispatch import Problem, choose
+from fedsa_kernels import dispatch, tables
+from fedsa_kernels.dispatch import choose
 from fedsa_kernels.launch import Tile, interpreted
+from fedsa_kernels.tables import Measured, Problem, write_table
+from fedsa_kernels.tiles import default_tiles
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PROBLEM = Problem("lora_linear", torch.bfloat16, 8192, 4096, 4096, 16, 1)
+TUNED = Tile(m=32, n=16, warps=2, splits=3)
 
 
-def row(fastest: str, rows: int, width: int) -> dict:
-    tile = {"m": 32, "n": 32, "k": 32, "warps": 4, "stages": 2, "splits": 1, "group": 8}
-    names = ("shrink", "both", "factor", "expand", "frozen")
-    tiles = {name: {**tile, "group": rows % 7 + 1} for name in names}
-    return {
-        "op": "lora_linear", "dtype": "bfloat16", "rows": rows, "d_in": width, "d_out": width,
-        "rank": 16, "clients": 1, "fastest": fastest, "shape": f"{rows} x {width}",
-        "tiles": {"cublas": tiles, "fused": tiles, "reference": tiles},
-    }  # fmt: skip
+def row(fastest: str, rows: int, width: int) -> Measured:
+    problem = Problem("lora_linear", torch.bfloat16, rows, width, width, 16, 1)
+    tiles = default_tiles(problem.dtype, problem.rank)
+    return Measured(problem, fastest, replace(tiles, frozen=TUNED, both=None))
 
 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with a table of two shapes."""
-    table = [row("cublas", 8192, 4096), row("fused", 8192, 1024)]
-    (tmp_path / "some-gpu.json").write_text(json.dumps(table))
-    monkeypatch.setattr(dispatch, "TABLES", tmp_path)
+    write_table(tmp_path / "some-gpu.json", [row("cublas", 8192, 4096), row("fused", 8192, 1024)])
+    monkeypatch.setattr(tables, "TABLES", tmp_path)
     monkeypatch.setattr(dispatch, "device_name", lambda device: "some-gpu")
-    dispatch._table.cache_clear()
-    yield
-    dispatch._table.cache_clear()
 
 
 def test_a_cpu_takes_the_reference():
@@ -58,7 +52,7 @@ def test_the_nearest_measured_shape_decides(rows, width, backend):
     choice = choose(problem, GPU)
     assert choice.backend == backend
     assert "some-gpu" in choice.reason
-    assert choice.tiles.frozen == Tile(32, 32, 32, 4, 2, 1, 8192 % 7 + 1)
+    assert (choice.tiles.frozen, choice.tiles.both) == (TUNED, None)
 
 
 @pytest.mark.usefixtures("measured")
@@ -76,7 +70,7 @@ def test_the_nearest_measured_shape_decides(rows, width, backend):
 def test_what_is_far_from_all_that_was_measured_takes_the_reference(other):
     choice = choose(other, GPU)
     assert choice.backend == "reference"
-    assert "nothing near this shape" in choice.reason
+    assert "nothing near this problem" in choice.reason
 
 
 @pytest.mark.usefixtures("measured")
@@ -100,3 +94,21 @@ def test_an_unknown_backend_is_refused_by_name(source, monkeypatch):
 def test_kernels_on_a_cpu_are_refused():
     with pytest.raises(ValueError, match="TRITON_INTERPRET"):
         choose(PROBLEM, CPU, "fused")
+
+
+def test_a_table_of_ones_own_comes_before_the_packages(tmp_path, monkeypatch):
+    write_table(tmp_path / "mine.json", [row("fused", 8192, 4096)])
+    monkeypatch.setattr(dispatch, "device_name", lambda device: "unknown-gpu")
+    monkeypatch.setenv("FEDSA_KERNEL_TABLE", str(tmp_path / "mine.json"))
+    assert choose(PROBLEM, GPU).backend == "fused"
+
+
+@pytest.mark.parametrize("text", [None, "{", '[{"op": "lora_linear"}]', '{"rows": 1}'])
+def test_a_table_that_is_none_is_refused_by_its_path(text, tmp_path, monkeypatch):
+    path = tmp_path / "broken.json"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(dispatch, "device_name", lambda device: "unknown-gpu")
+    monkeypatch.setenv("FEDSA_KERNEL_TABLE", str(path))
+    with pytest.raises(ValueError, match="broken.json"):
+        choose(PROBLEM, GPU)

@@ -6,10 +6,10 @@ accumulated onto it (``beta=1``), so that the output is never read back by a pas
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from fedsa_kernels.dropout import dropout_factors
+from fedsa_kernels.operands import client_products, onto_bias
 
 
 def _narrow(left: Tensor, right: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def _narrow(left: Tensor, right: Tensor) -> Tensor:
     The short dimension comes first because MKL is faster that way round, which the simulator's
     benchmark shows; the gradient of B below is built so too.
     """
-    return torch.bmm(left, right.transpose(1, 2)).transpose(1, 2).contiguous()
+    return client_products(left, right.transpose(1, 2)).transpose(1, 2).contiguous()
 
 
 def forward(
@@ -40,11 +40,7 @@ def forward(
     factors = dropout_factors(x, keys, p)
     dropped = x if factors is None else x * factors
     xa = _narrow(A, dropped.view(clients, -1, d_in))
-    if bias is None:
-        y = torch.bmm(xa, B.transpose(1, 2)).mul_(scaling)
-    else:
-        y = torch.baddbmm(bias, xa, B.transpose(1, 2), alpha=scaling)
-    y = y.view(x.shape[0], -1)
+    y = onto_bias(bias, xa, B.transpose(1, 2), scaling).view(x.shape[0], -1)
     return y if weight is None else y.addmm_(x, weight.t()), xa
 
 
@@ -69,7 +65,7 @@ def backward(
     dy_c = dy.view(clients, -1, dy.shape[-1])
     dB = None
     if needs_b:
-        dB = torch.bmm(xa.transpose(1, 2), dy_c).mul_(scaling).transpose(1, 2).contiguous()
+        dB = client_products(xa.transpose(1, 2), dy_c).mul_(scaling).transpose(1, 2).contiguous()
     if not needs_x and not needs_a:
         return None, None, dB
     dxa = _narrow(B.transpose(1, 2), dy_c).mul_(scaling)  # [C, m, r]
@@ -77,10 +73,10 @@ def backward(
     dA = None
     if needs_a:
         dropped = x if factors is None else x * factors
-        dA = torch.bmm(dxa.transpose(1, 2), dropped.view(clients, -1, d_in))
+        dA = client_products(dxa.transpose(1, 2), dropped.view(clients, -1, d_in))
     dx = None
     if needs_x:
-        dx = torch.bmm(dxa, A).view(-1, d_in)
+        dx = client_products(dxa, A).view(-1, d_in)
         dx = dx if factors is None else dx.mul_(factors)
         dx = dx if weight is None else dx.addmm_(dy, weight)
     return dx, dA, dB

@@ -1,8 +1,9 @@
 """``lora_linear`` on Triton kernels, in two orders of work.
 
 ``cublas``: the adapter's product is written first and torch's own matrix product accumulates the
-frozen one onto it. ``fused``: one kernel makes both. Their backward passes differ in the gradient
-of x alone. One pass over dy gives the gradient of B and what goes back through it.
+frozen one onto it. ``fused``: one kernel makes both, or all but the narrow product. Their backward
+passes differ in the gradient of x alone. One pass over dy gives the gradient of B and what goes
+back through it, where the tiles do not ask for two.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,7 @@ from torch import Tensor
 
 from fedsa_kernels.launch import Dropout
 from fedsa_kernels.products.factor_grad import factor_grad
-from fedsa_kernels.products.frozen_linear import (
-    LARGEST_FUSED_RANK,
-    expand,
-    frozen_linear,
-    frozen_linear_onto,
-)
+from fedsa_kernels.products.frozen_linear import expand, frozen_linear, frozen_linear_onto
 from fedsa_kernels.products.shrink import shrink, shrink_with_factor_grad
 from fedsa_kernels.tiles import Tiles
 
@@ -35,8 +31,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As ``reference.forward``, in the same shapes."""
     dropout = Dropout.of(keys, p)
-    if fused and weight is not None and A.shape[1] <= LARGEST_FUSED_RANK:
-        return frozen_linear(x, weight, bias, A, B, scaling, tiles.frozen, dropout)
+    if fused and weight is not None and tiles.fused is not None:
+        return frozen_linear(x, weight, bias, A, B, scaling, tiles.fused, dropout)
     xa = shrink(x, A.transpose(1, 2), 1.0, tiles.shrink, dropout)
     if fused and weight is not None:
         return frozen_linear_onto(x, weight, bias, xa, B, scaling, tiles.frozen), xa
@@ -64,10 +60,11 @@ def backward(
     if not needs_x and not needs_a:
         return None, None, factor_grad(dy, xa, scaling, tiles.factor) if needs_b else None
     dB = None
-    if needs_b:
+    if needs_b and tiles.both is not None:
         dxa, dB = shrink_with_factor_grad(dy, B, xa, scaling, tiles.both)
     else:
         dxa = shrink(dy, B, scaling, tiles.shrink)
+        dB = factor_grad(dy, xa, scaling, tiles.factor) if needs_b else None
     dA = factor_grad(x, dxa, 1.0, tiles.factor, dropout, rank_first=True) if needs_a else None
     if not needs_x:
         return None, dA, dB

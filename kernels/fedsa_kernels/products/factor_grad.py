@@ -18,7 +18,15 @@ from torch import Tensor
 
 from fedsa_kernels.dropout import drop_threshold
 from fedsa_kernels.dropout.triton import keep_tile
-from fedsa_kernels.launch import Dropout, Tile, launch, precision, rank_block, upcasts
+from fedsa_kernels.launch import (
+    Dropout,
+    Tile,
+    launch,
+    precision,
+    rank_block,
+    split_span,
+    upcasts,
+)
 
 
 @triton.jit
@@ -115,7 +123,8 @@ def _run(
 ) -> Tensor:
     clients, rows, rank = q.shape
     width = z.shape[1]
-    span = triton.cdiv(triton.cdiv(rows, tile.m), tile.splits) * tile.m
+    programs = triton.cdiv(width, tile.n) * clients
+    span = split_span(rows, tile.m, programs, tile.splits, z.device)
     parts = max(1, triton.cdiv(rows, span))
     grad = z.new_empty(clients, parts, *shape, dtype=z.dtype if parts == 1 else torch.float32)
     launch(

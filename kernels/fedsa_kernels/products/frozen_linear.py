@@ -17,12 +17,10 @@ from torch import Tensor
 from fedsa_kernels.dropout import drop_threshold
 from fedsa_kernels.dropout.triton import keep_tile
 from fedsa_kernels.launch import Dropout, Tile, launch, precision, rank_block, upcasts
+from fedsa_kernels.tiles import LARGEST_FUSED_RANK
 
 Scales = tuple[Tensor, Tensor]
 """VeRA's b [C, d_out] and d [C, r], contiguous."""
-
-LARGEST_FUSED_RANK = 64
-"""Above it q is made first, and the epilogue works off the rank in chunks."""
 
 
 @triton.jit

@@ -20,7 +20,15 @@ from torch import Tensor
 
 from fedsa_kernels.dropout import drop_threshold
 from fedsa_kernels.dropout.triton import keep_tile
-from fedsa_kernels.launch import Dropout, Tile, launch, precision, rank_block, upcasts
+from fedsa_kernels.launch import (
+    Dropout,
+    Tile,
+    launch,
+    precision,
+    rank_block,
+    split_span,
+    upcasts,
+)
 
 
 @triton.jit
@@ -152,7 +160,7 @@ def _run(
     clients, width, rank = P.shape
     rows = z.shape[0] // clients
     blocks = triton.cdiv(rows, tile.m)
-    span = triton.cdiv(triton.cdiv(width, tile.n), tile.splits) * tile.n
+    span = split_span(width, tile.n, clients * blocks, tile.splits, z.device)
     parts = triton.cdiv(width, span)
     narrow = z.new_empty(parts, clients, rows, rank, dtype=z.dtype if parts == 1 else torch.float32)
     dots = z.new_empty(clients, blocks * parts if d is not None else 0, rank, dtype=torch.float32)

@@ -1,17 +1,19 @@
 """``vera_linear``: a frozen linear layer with one VeRA adapter per client, as one op."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from fedsa_kernels.dispatch import Choice, Problem, choose
+from fedsa_kernels.dispatch import Choice, choose
 from fedsa_kernels.operands import flat_segments, product_dtype
+from fedsa_kernels.tables import Problem
 from fedsa_kernels.vera_linear import reference
 
 
-@torch.library.custom_op("fedsa::vera_linear", mutates_args=())
 def _forward(
     x: Tensor,
     weight: Tensor | None,
@@ -39,7 +41,10 @@ def _choice(x: Tensor, A: Tensor, b: Tensor, d: Tensor, backend: str | None) -> 
     return choose(Problem("vera_linear", x.dtype, *sizes, rank, clients), x.device, backend)
 
 
-@_forward.register_fake
+_forward_op = torch.library.custom_op("fedsa::vera_linear", _forward, mutates_args=())
+
+
+@_forward_op.register_fake
 def _forward_fake(
     x: Tensor,
     weight: Tensor | None,
@@ -57,7 +62,6 @@ def _forward_fake(
     return y, x.new_empty(clients, x.shape[0] // clients, rank)
 
 
-@torch.library.custom_op("fedsa::vera_linear_backward", mutates_args=())
 def _gradients(
     dy: Tensor,
     xa: Tensor,
@@ -83,7 +87,10 @@ def _gradients(
     return [gradient for gradient in found if gradient is not None]
 
 
-@_gradients.register_fake
+_gradients_op = torch.library.custom_op("fedsa::vera_linear_backward", _gradients, mutates_args=())
+
+
+@_gradients_op.register_fake
 def _gradients_fake(
     dy: Tensor,
     xa: Tensor,
@@ -105,19 +112,38 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     _x, weight, _bias, A, B, d, b, p, keys, backend = inputs
     ctx.save_for_backward(output[1], weight, A, B, d, b, keys)
     ctx.p, ctx.backend = p, backend
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dy: Tensor, _dxa: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(
+    gradients: Callable[..., list[Tensor]], ctx: Any, dy: Tensor | None, _dxa: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * len(ctx.needs_input_grad)
     xa, weight, A, B, d, b, keys = ctx.saved_tensors
     needed = ctx.needs_input_grad
     needs = [needed[0], needed[5], needed[6]]
     settings = (ctx.p, keys, ctx.backend, needs)
-    found = iter(_gradients(dy.contiguous(), xa, weight, A, B, d, b, *settings))
+    found = iter(gradients(dy.contiguous(), xa, weight, A, B, d, b, *settings))
     dx, dd, db = (next(found) if need else None for need in needs)
     return dx, None, None, None, None, dd, db, None, None, None
 
 
-_forward.register_autograd(_backward, setup_context=_setup_context)
+_forward_op.register_autograd(partial(_backward, _gradients_op), setup_context=_setup_context)
+
+
+class _Eager(torch.autograd.Function):
+    """The same without torch.library; see ``lora_linear``."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)  # torch's own way to it binds the signature every time
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _backward(_gradients, ctx, *gradients)
 
 
 def vera_linear(
@@ -167,5 +193,6 @@ def vera_linear(
     bias = None if bias is None else bias.to(dtype)
     flat = flat_segments(x, d.shape[0], "vera_linear")
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
-    y: Tensor = _forward(flat, weight, bias, A, B, d, b, dropout, flat_keys, backend)[0]
+    forward: Any = _forward_op if torch.compiler.is_compiling() else _Eager.apply
+    y: Tensor = forward(flat, weight, bias, A, B, d, b, dropout, flat_keys, backend)[0]
     return y.view(*x.shape[:-1], b.shape[1])

@@ -6,10 +6,10 @@ size of the output is made besides the output itself.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from fedsa_kernels.dropout import dropout_factors
+from fedsa_kernels.operands import client_products, onto_bias
 
 
 def forward(
@@ -32,8 +32,7 @@ def forward(
     factors = dropout_factors(x, keys, p)
     xa = ((x if factors is None else x * factors) @ A.t()).view(clients, -1, rank)
     inner, outer = xa * d[:, None], _scaled(B, b).transpose(1, 2)  # [C, m, r], [C, r, d_out]
-    y = torch.bmm(inner, outer) if bias is None else torch.baddbmm(bias, inner, outer)
-    y = y.view(x.shape[0], -1)
+    y = onto_bias(bias, inner, outer, 1.0).view(x.shape[0], -1)
     return y if weight is None else y.addmm_(x, weight.t()), xa
 
 
@@ -57,10 +56,10 @@ def backward(
     dy_c = dy.view(d.shape[0], -1, dy.shape[-1])
     db = None
     if needs_b:  # the diagonal of dyᵀ·(inner·Bᵀ), without the product of that size
-        db = (torch.bmm(dy_c.transpose(1, 2), xa * d[:, None]) * B).sum(2)
+        db = (client_products(dy_c.transpose(1, 2), xa * d[:, None]) * B).sum(2)
     if not needs_x and not needs_d:
         return None, None, db
-    dinner = torch.bmm(dy_c, _scaled(B, b))  # [C, m, r]
+    dinner = client_products(dy_c, _scaled(B, b))  # [C, m, r]
     dd = (dinner * xa).sum(1) if needs_d else None
     if not needs_x:
         return None, dd, db

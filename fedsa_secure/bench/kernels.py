@@ -1,0 +1,61 @@
+"""The adapter kernels on the device at hand, as rows."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from fedsa_kernels.bench import Findings, Timing, plan_for, run
+from fedsa_kernels.launch import interpreted
+from fedsa_secure.bench.training_steps import DRY, GPU, bench_training_steps
+from fedsa_secure.reporting.rows import Row
+
+
+def bench_kernels(
+    table: Path,
+    report: Callable[[str], None],
+    seed: int,
+    keep: Callable[[Findings], None] = lambda findings: None,
+) -> tuple[Findings, Iterator[Row]]:
+    """Check every op, tune the kernels where there are any, and time every order of work.
+
+    On a GPU everything; on a CPU PEFT's and our order; under ``TRITON_INTERPRET=1`` a dry run of
+    what a GPU would do, at sizes that a CPU can interpret.
+
+    Args:
+        table: where to keep the table for the dispatcher.
+        report: told what comes next.
+        seed: of the numbers that are checked.
+        keep: given what was found of every shape at once.
+
+    Returns:
+        What was found, and whole training steps beside PEFT's, measured as they are taken.
+
+    Raises:
+        WrongResultError: if an op gives wrong numbers; nothing is timed then.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() and not interpreted() else "cpu")
+    findings = run(plan_for(device), device, table, report, seed, keep)
+    gpu = device.type == "cuda"
+    steps = bench_training_steps(GPU if gpu else DRY, device, 15 if gpu else 3, report)
+    return findings, steps
+
+
+def rows_of(findings: Findings) -> list[Row]:
+    """Median times of all orders, beside the frozen layer's and beside the roofline's."""
+    frozen = {each.shape: each for each in findings.timings if each.order == "frozen"}
+    return [_row(each, frozen[each.shape]) for each in findings.timings]
+
+
+def _row(timing: Timing, frozen: Timing) -> Row:
+    itself = timing is frozen
+    found, least = timing.times.p50, timing.predicted
+    return Row(
+        name=f"{timing.shape}: {timing.order}",
+        n=timing.shape.clients,
+        value=found,
+        unit="s",
+        baseline=None if itself else f"{timing.shape}: frozen",
+        ratio_to_baseline=None if itself else found / frozen.times.p50,
+        ratio_to_bound=None if least is None else found / least,
+    )

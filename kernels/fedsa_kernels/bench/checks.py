@@ -1,0 +1,122 @@
+"""Whether every op is right on this device, before anything is timed.
+
+Each check draws fresh numbers, fills every output with NaN before it is written, compares with
+float64, and runs twice for the same bits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedsa_kernels.bench.inputs import Inputs, draw
+from fedsa_kernels.bench.orders import joined, orders
+from fedsa_kernels.bench.shapes import Shape
+
+TOLERANCE = {"float32": 1e-5, "tf32": 2e-3, "float16": 4e-3, "bfloat16": 2e-2}
+"""Largest error over the largest expected value, by the arithmetic of the products."""
+
+CHECKED = (
+    Shape(130, 70, 96, 1),
+    Shape(192, 320, 130, 8),
+    Shape(768, 768, 1024, 16),
+    Shape(1000, 520, 513, 40),
+    Shape(768, 768, 1030, 256),
+    Shape(768, 776, 1032, 16, clients=8),
+    Shape(200, 136, 120, 100, clients=3),
+    Shape(768, 768, 1024, 256, op="vera_linear"),
+    Shape(264, 136, 390, 33, clients=3, op="vera_linear"),
+)
+"""Even and odd sizes, small and large ranks, one client and many."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One order on one shape.
+
+    Args:
+        shape: of the layer.
+        order: of work.
+        arithmetic: a key of ``TOLERANCE``.
+        error: the largest of output and gradients; NaN if something was not written.
+        same: whether two runs gave the same bits.
+    """
+
+    shape: Shape
+    order: str
+    arithmetic: str
+    error: float
+    same: bool
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance, which NaN never is, and the same twice where we promise it."""
+        ours = self.order in ("cublas", "fused", "reference")
+        return self.error <= TOLERANCE[self.arithmetic] and (self.same or not ours)
+
+
+def check(shapes: tuple[Shape, ...], device: torch.device, seed: int) -> Iterator[Check]:
+    """Every order on every shape, in every arithmetic that the device has kernels for.
+
+    Args:
+        shapes: their dtype does not matter.
+        device: what is checked.
+        seed: of the numbers.
+    """
+    for shape in shapes:
+        for arithmetic in _arithmetics(device):
+            dtype = "float32" if arithmetic == "tf32" else arithmetic
+            inputs = draw(replace(shape, dtype=dtype), device, seed)
+            with _tf32(arithmetic == "tf32"):
+                yield from _check(inputs, arithmetic, device)
+
+
+def _check(inputs: Inputs, arithmetic: str, device: torch.device) -> Iterator[Check]:
+    possible = orders(inputs.shape.op, device)
+    exact = inputs.double()
+    expected = joined(possible["reference"](exact)(), exact)
+    for name, order in possible.items():
+        if name in ("frozen", "peft compiled"):  # one has no adapter, the other takes minutes
+            continue
+        step = order(inputs)
+        with _poisoned():
+            first, second = joined(step(), inputs), joined(step(), inputs)
+        errors = [_error(found, right) for found, right in zip(first, expected, strict=True)]
+        same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        yield Check(inputs.shape, name, arithmetic, max(errors, key=_worst), same)
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def _worst(error: float) -> float:
+    return float("inf") if error != error else error
+
+
+def _arithmetics(device: torch.device) -> list[str]:
+    """Without a GPU float32 alone: in half precision a CPU's own products differ."""
+    return list(TOLERANCE) if device.type == "cuda" else ["float32"]
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """Torch fills new memory with NaN while only deterministic algorithms are allowed."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

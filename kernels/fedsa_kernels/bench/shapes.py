@@ -1,0 +1,86 @@
+"""The sizes that are measured."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fedsa_kernels.tables import Problem
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One adapted layer and its batch.
+
+    Args:
+        d_in: width of x.
+        d_out: width of y.
+        rows: of x, of all clients.
+        rank: of the adapters.
+        clients: with equal segments of the rows.
+        op: ``lora_linear`` or ``vera_linear``.
+        dtype: of all operands.
+    """
+
+    d_in: int
+    d_out: int
+    rows: int
+    rank: int = 16
+    clients: int = 1
+    op: str = "lora_linear"
+    dtype: str = "bfloat16"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch names it."""
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    @property
+    def problem(self) -> Problem:
+        """What the dispatcher is asked."""
+        sizes = (self.rows, self.d_in, self.d_out, self.rank, self.clients)
+        return Problem(self.op, self.torch_dtype, *sizes)
+
+    @property
+    def bytes(self) -> int:
+        """Of x, y, their gradients, and the frozen weight."""
+        wide = 2 * self.rows * (self.d_in + self.d_out)
+        return self.torch_dtype.itemsize * (wide + self.d_in * self.d_out)
+
+    def __str__(self) -> str:
+        clients = "" if self.clients == 1 else f" {self.clients} clients"
+        op = self.op.removesuffix("_linear")
+        return f"{op} {self.d_in}→{self.d_out} M={self.rows} r={self.rank}{clients} {self.dtype}"
+
+
+def square(d: int, rows: int, rank: int = 16, **others: object) -> Shape:
+    """A layer as wide as it is high."""
+    return Shape(d, d, rows, rank, **others)  # type: ignore[arg-type]
+
+
+GPU = (
+    *(square(d, rows) for d in (768, 1024) for rows in (512, 2048, 8192, 16384)),
+    *(square(4096, rows) for rows in (512, 2048, 8192)),
+    square(14336, 2048),
+    Shape(4096, 14336, 4096),
+    Shape(14336, 4096, 4096),
+    square(768, 8192, 64),
+    square(4096, 8192, 64),
+    square(768, 4096, 8, clients=8),
+    square(1024, 4096, clients=8),
+    square(4096, 4096, clients=8),
+    square(768, 8192, 256, op="vera_linear"),
+    square(4096, 4096, 256, op="vera_linear"),
+    square(768, 4096, 256, clients=8, op="vera_linear"),
+)
+"""RoBERTa's two sizes, Llama 8B's projections, one client and eight."""
+
+CPU = tuple(square(d, 128 * batch, 8, dtype="float32") for d in (384, 768) for batch in (1, 8))
+"""MiniLM's and BERT's width; 128 tokens, of one record and of eight."""
+
+DRY = (
+    Shape(48, 32, 40, 4, dtype="float16"),
+    Shape(48, 32, 36, 4, clients=3, dtype="float16"),
+    Shape(48, 32, 40, 20, op="vera_linear", dtype="float16"),
+)
+"""So small that Triton's interpreter works them off in seconds."""
