@@ -41,6 +41,7 @@ def test_public_names() -> None:
         "keep_mask",
         "layer_keys",
         "lora_linear",
+        "lora_linears",
         "quantize_mask",
         "row_keys",
         "sample_grad",

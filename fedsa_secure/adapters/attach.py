@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -20,6 +21,7 @@ from fedsa_secure.adapters.layer import AdapterLayer, is_plain, linear_sizes
 from fedsa_secure.adapters.lora import LoRALinear
 from fedsa_secure.adapters.peft_reading import PeftAdapter
 from fedsa_secure.adapters.settings import AdapterSettings
+from fedsa_secure.adapters.siblings import Siblings, find_siblings
 from fedsa_secure.adapters.targets import find_targets, head_paths, is_generative
 from fedsa_secure.adapters.vera import Projections, VeRALinear, private_key
 from fedsa_secure.errors import AdapterError, ConfigError
@@ -54,6 +56,7 @@ class AdaptedModel:
         settings: AdapterSettings,
         initial: NamedTensors,
         projections: tuple[Projections, ...] = (),
+        siblings: Sequence[Siblings] = (),
     ) -> None:
         self.model: Any = model
         self.settings = settings
@@ -67,6 +70,7 @@ class AdaptedModel:
         self._keeps_cache = "use_cache" in signature(type(model).forward).parameters
         self._context = context
         self._slots = slots
+        self._unwatched = list(siblings)
         self.fingerprint = _fingerprint(model, initial)
         self.initial: NamedTensors = initial
         """The public starting values of all adapter and head tensors, without client axis."""
@@ -195,6 +199,7 @@ class AdaptedModel:
         options: dict[str, Any] = {"use_cache": False} if self._keeps_cache else {}
         if positions is not None and self._picks_positions:
             options["logits_to_keep"] = positions
+        self._watch_siblings(inputs)
         with self._autocast():
             logits: Tensor = self._forward(**inputs, **options).logits
         # Losses and scores are computed in full precision.
@@ -203,6 +208,29 @@ class AdaptedModel:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision)
+
+    def _watch_siblings(self, inputs: dict[str, Int[Tensor, "row _"]]) -> None:
+        """Before anything is computed, see who shares an x: by a pass of one row per client.
+
+        All real passes are then made alike. Else a run that was resumed would make its first one
+        otherwise than the run that was not interrupted, and they would differ by rounding.
+        """
+        if not self._unwatched:
+            return
+        context = self._context
+        rows, keys, clients = context.rows, context.keys, context.clients
+        context.rows, context.keys = clients, None
+        step = max(1, rows // clients)
+        some = {name: values[::step][:clients] for name, values in inputs.items()}
+        start = self.decoder_start_token
+        if start is not None and "decoder_input_ids" not in some:
+            some["decoder_input_ids"] = some["input_ids"].new_full((clients, 1), start)
+        options: dict[str, Any] = {"use_cache": False} if self._keeps_cache else {}
+        with torch.no_grad(), self._autocast(), ExitStack() as stack:
+            for siblings in self._unwatched:
+                stack.enter_context(siblings.watched())
+            self.model(**some, **options)
+        context.rows, context.keys, self._unwatched = rows, keys, []
 
     @torch.no_grad()
     def generate(
@@ -220,6 +248,7 @@ class AdaptedModel:
         if self.clients != 1:
             raise AdapterError("one client at a time can generate")
         self._context.rows, self._context.keys = inputs["input_ids"].shape[0], None
+        self._watch_siblings(inputs)
         with self._autocast():
             written: Tensor = self.model.generate(**inputs, generation_config=config)
         return written if self.encoder_decoder else written[:, inputs["input_ids"].shape[1] :]
@@ -279,7 +308,8 @@ def attach(
             register(path, grouped, "bias", Role.HEAD, grouped.bias[0])
     if start is not None:
         initial |= start.fitting(initial)
-    adapted = AdaptedModel(model, context, slots, settings, initial, projections)
+    siblings = find_siblings(model)
+    adapted = AdaptedModel(model, context, slots, settings, initial, projections, siblings)
     adapted.load([{}], trained=())
     return adapted
 

@@ -84,7 +84,7 @@ class AdapterLayer(nn.Module, ABC):
                 f"so its input does not belong to single clients; "
                 f"set clients_per_pass=1 or leave it out of target_modules"
             )
-        weight, bias = _plain_weights(self.base)
+        weight, bias = plain_weights(self.base)
         if weight is not None:
             return self.adapt(x, weight, bias, self.keys(x))
         frozen: Tensor = self.base(x)
@@ -134,7 +134,7 @@ def is_plain(weight: object) -> bool:
     return weight.is_floating_point()
 
 
-def _plain_weights(base: Any) -> tuple[Tensor | None, Tensor | None]:
+def plain_weights(base: Any) -> tuple[Tensor | None, Tensor | None]:
     """Weight [d_out, d_in] and bias of a layer that is nothing but their product; else None."""
     if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
         return None, None

@@ -1,5 +1,7 @@
 """The LoRA module, which is also rsLoRA's."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
@@ -33,6 +35,9 @@ class LoRALinear(AdapterLayer):
         super().__init__(base, name, settings.dropout, context)
         self._frozen_b = settings.frozen_b
         self.scaling, self.private, rank = settings.scaling, settings.private, settings.rank
+        self.total_rank = 2 * rank if settings.private else rank
+        self.shared: Callable[[LoRALinear, Tensor], Tensor | None] | None = None
+        """Gives the output where this layer is computed together with others, see ``Siblings``."""
         self.A = nn.Parameter(self.like.new_zeros(1, rank, self.d_in))
         self.B = nn.Parameter(self.like.new_zeros(1, self.d_out, rank))
         if self.private:
@@ -60,6 +65,19 @@ class LoRALinear(AdapterLayer):
             product = product + tensors["private_B"] @ tensors["private_A"]
         return self.scaling * product
 
+    def factors(self) -> tuple[Float[Tensor, "client k d_in"], Float[Tensor, "client d_out k"]]:
+        """A and B, of both adapters side by side if there are two."""
+        A: Tensor = self.A
+        B: Tensor = self.B
+        if self.private:
+            A, B = torch.cat([A, self.private_A], 1), torch.cat([B, self.private_B], 2)
+        return A, B
+
+    def forward(self, x: Float[Tensor, "row *rest d_in"]) -> Float[Tensor, "row *rest d_out"]:
+        """Apply the layer, together with others that take the same x if there are such."""
+        y = None if self.shared is None else self.shared(self, x)
+        return super().forward(x) if y is None else y
+
     def adapt(
         self,
         x: Float[Tensor, "row *rest d_in"],
@@ -68,10 +86,7 @@ class LoRALinear(AdapterLayer):
         keys: Int32[Tensor, " vector"] | None,
     ) -> Float[Tensor, "row *rest d_out"]:
         """One call of ``lora_linear``."""
-        A: Tensor = self.A
-        B: Tensor = self.B
-        if self.private:
-            A, B = torch.cat([A, self.private_A], 1), torch.cat([B, self.private_B], 2)
+        A, B = self.factors()
         return lora_linear(x, weight, bias, A, B, self.scaling, dropout=self.dropout, keys=keys)
 
     def _draw(self, seed: int, purpose: str) -> Float[Tensor, "r d_in"]:

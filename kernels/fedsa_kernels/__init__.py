@@ -13,6 +13,7 @@ from fedsa_kernels.clipped_grad import (
 )
 from fedsa_kernels.dropout import keep_mask, layer_keys, row_keys, token_keys
 from fedsa_kernels.lora_linear import lora_linear
+from fedsa_kernels.lora_linears import lora_linears
 from fedsa_kernels.quantize_mask import quantize_mask
 from fedsa_kernels.vera_linear import vera_linear
 
@@ -23,6 +24,7 @@ __all__ = [
     "keep_mask",
     "layer_keys",
     "lora_linear",
+    "lora_linears",
     "quantize_mask",
     "row_keys",
     "sample_grad",

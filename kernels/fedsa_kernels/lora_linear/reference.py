@@ -12,7 +12,7 @@ from fedsa_kernels.dropout import dropout_factors
 from fedsa_kernels.operands import client_products, onto_bias
 
 
-def _narrow(left: Tensor, right: Tensor) -> Tensor:
+def narrow(left: Tensor, right: Tensor) -> Tensor:
     """right·leftᵀ for a left of few rows, as (left·rightᵀ)ᵀ. [C, m, r]
 
     The short dimension comes first because MKL is faster that way round, which the simulator's
@@ -39,9 +39,21 @@ def forward(
     clients, _, d_in = A.shape
     factors = dropout_factors(x, keys, p)
     dropped = x if factors is None else x * factors
-    xa = _narrow(A, dropped.view(clients, -1, d_in))
+    xa = narrow(A, dropped.view(clients, -1, d_in))
+    return frozen_onto(x, weight, bias, xa, B, scaling), xa
+
+
+def frozen_onto(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, xa: Tensor, B: Tensor, scaling: float
+) -> Tensor:
+    """The frozen product, accumulated onto ``bias + scaling·xa·Bᵀ``. Shapes as in ``forward``."""
     y = onto_bias(bias, xa, B.transpose(1, 2), scaling).view(x.shape[0], -1)
-    return y if weight is None else y.addmm_(x, weight.t()), xa
+    return y if weight is None else y.addmm_(x, weight.t())
+
+
+def outer_grad(dy: Tensor, xa: Tensor, scaling: float) -> Tensor:
+    """The gradient of B. dy [C, m, d_out], xa [C, m, r]; returns [C, d_out, r]"""
+    return client_products(xa.transpose(1, 2), dy).mul_(scaling).transpose(1, 2).contiguous()
 
 
 def backward(
@@ -63,12 +75,10 @@ def backward(
     needs_x, needs_a, needs_b = needs
     clients, _, d_in = A.shape
     dy_c = dy.view(clients, -1, dy.shape[-1])
-    dB = None
-    if needs_b:
-        dB = client_products(xa.transpose(1, 2), dy_c).mul_(scaling).transpose(1, 2).contiguous()
+    dB = outer_grad(dy_c, xa, scaling) if needs_b else None
     if not needs_x and not needs_a:
         return None, None, dB
-    dxa = _narrow(B.transpose(1, 2), dy_c).mul_(scaling)  # [C, m, r]
+    dxa = narrow(B.transpose(1, 2), dy_c).mul_(scaling)  # [C, m, r]
     factors = dropout_factors(x, keys, p)
     dA = None
     if needs_a:

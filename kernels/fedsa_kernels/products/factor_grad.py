@@ -34,7 +34,7 @@ from fedsa_kernels.launch import (
 def _factor_grad(
     z, q, p, d, grad, keys,
     rows, width, rank, parts, span,
-    z_row, z_col, grad_col, grad_rank,
+    z_row, z_col, q_row, grad_col, grad_rank,
     scaling, threshold,
     DROPOUT: tl.constexpr, DOTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -58,7 +58,7 @@ def _factor_grad(
             other=0.0,
         )
         q_tile = tl.load(
-            q + row[:, None] * rank + r[None, :],
+            q + row[:, None] * q_row + r[None, :],
             mask=real[:, None] & (r[None, :] < rank),
             other=0.0,
         )
@@ -94,8 +94,8 @@ def factor_grad(
 ) -> Tensor:
     """``scaling · drop(z)ᵀ·q`` by client.
 
-    Shapes: z [C·m, n], q [C, m, r] contiguous; returns [C, n, r], or [C, r, n] with ``rank_first``,
-    contiguous, in the dtype of z.
+    Shapes: z [C·m, n], q [C, m, r], contiguous or a slice of the last dimension of what is; returns
+    [C, n, r], or [C, r, n] with ``rank_first``, contiguous, in the dtype of z.
     """
     width, rank = z.shape[1], q.shape[2]
     shape = (rank, width) if rank_first else (width, rank)
@@ -131,7 +131,7 @@ def _run(
         _factor_grad, (triton.cdiv(width, tile.n), clients * parts),
         z, q, P, d, grad, None if dropout is None else dropout.keys,
         rows, width, rank, parts, span,
-        *z.stride(), *((1, width) if rank_first else (rank, 1)),
+        *z.stride(), q.stride(1), *((1, width) if rank_first else (rank, 1)),
         scaling if dropout is None else scaling * dropout.factor,
         0 if dropout is None else drop_threshold(dropout.p),
         DROPOUT=dropout is not None, DOTS=d is not None,

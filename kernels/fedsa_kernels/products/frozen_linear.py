@@ -28,8 +28,8 @@ Scales = tuple[Tensor, Tensor]
 def _frozen_linear(  # noqa: C901 - branches on constants are the variants of one loop
     x, w, bias, a, q, p, b, d, keys, y,
     rows, width, depth, rank, blocks,
-    x_row, x_col, w_out, w_in, a_client, a_rank, a_col, p_client, p_out, p_rank,
-    scaling, factor, threshold,
+    x_row, x_col, w_out, w_in, a_client, a_rank, a_col, q_row,
+    p_client, p_out, p_rank, scaling, factor, threshold,
     FROZEN: tl.constexpr, BIAS: tl.constexpr, NARROW: tl.constexpr, SCALED: tl.constexpr,
     DROP_IN: tl.constexpr, DROP_OUT: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -90,13 +90,13 @@ def _frozen_linear(  # noqa: C901 - branches on constants are the variants of on
             q_tile = (narrow * factor).to(q.dtype.element_ty)
             if strip == 0:
                 tl.store(
-                    q + row[:, None] * rank + r[None, :],
+                    q + row[:, None] * q_row + r[None, :],
                     q_tile,
                     mask=real[:, None] & (r[None, :] < rank),
                 )
         else:
             q_tile = tl.load(
-                q + row[:, None] * rank + r[None, :],
+                q + row[:, None] * q_row + r[None, :],
                 mask=real[:, None] & (r[None, :] < rank),
                 other=0.0,
             )
@@ -163,7 +163,8 @@ def frozen_linear_onto(
 ) -> Tensor:
     """``x·Wᵀ + bias + b ∘ drop(scaling·(q ∘ d)·Pᵀ)`` for a q that is there.
 
-    Shapes: q [C, m, r] contiguous; the others as in ``frozen_linear``, with any rank.
+    Shapes: q [C, m, r], contiguous or a slice of the last dimension of what is; the others as in
+    ``frozen_linear``, with any rank.
     """
     return _launch(x, weight, bias, None, q, P, scales, scaling, tile, None, dropout)
 
@@ -179,7 +180,7 @@ def expand(
 ) -> Tensor:
     """``bias + b ∘ drop(scaling·(q ∘ d)·Pᵀ)``: what a frozen product is then accumulated onto.
 
-    Shapes: q [C, m, r] contiguous, P [C, d_out, r]; returns [C·m, d_out].
+    Shapes: q [C, m, r] as in ``frozen_linear_onto``, P [C, d_out, r]; returns [C·m, d_out].
     """
     return _launch(None, None, bias, None, q, P, scales, scaling, tile, None, dropout)
 
@@ -207,7 +208,7 @@ def _launch(
         _frozen_linear, (clients * blocks * triton.cdiv(width, tile.n),),
         x, weight, bias, A, q, P, *(scales or (None, None)), dropout and dropout.keys, y,
         rows, width, 0 if x is None else x.shape[1], rank, blocks,
-        *_strides(x, 2), *_strides(weight, 2), *_strides(A, 3), *_strides(P, 3),
+        *_strides(x, 2), *_strides(weight, 2), *_strides(A, 3), q.stride(1), *_strides(P, 3),
         scaling if drop_out is None else scaling * drop_out.factor,
         1.0 if drop_in is None else drop_in.factor,
         0 if dropout is None else drop_threshold(dropout.p),

@@ -36,7 +36,7 @@ from fedsa_kernels.launch import (
 def _shrink(
     z, p, q, b, d, narrow, tall, dots, keys,
     rows, width, rank, blocks, span,
-    z_row, z_col, p_client, p_col, p_rank,
+    z_row, z_col, p_client, p_col, p_rank, q_row,
     scaling, threshold,
     TALL: tl.constexpr, DOTS: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -56,7 +56,7 @@ def _shrink(
         key = tl.load(keys + row, mask=real, other=0)
     if TALL or DOTS:
         q_tile = tl.load(
-            q + row[:, None] * rank + r[None, :],
+            q + row[:, None] * q_row + r[None, :],
             mask=real[:, None] & (r[None, :] < rank),
             other=0.0,
         )
@@ -123,8 +123,8 @@ def shrink_with_factor_grad(
 ) -> tuple[Tensor, Tensor]:
     """``scaling · z·P`` and ``scaling · zᵀ·q`` by client, reading z once.
 
-    Shapes: z [C·m, n], P [C, n, r] with any strides, q [C, m, r] contiguous; returns [C, m, r] and
-    [C, n, r] in the dtype of z.
+    Shapes: z [C·m, n], P [C, n, r] with any strides, q [C, m, r], contiguous or a slice of the last
+    dimension of what is; returns [C, m, r] and [C, n, r] in the dtype of z.
     """
     clients, width, rank = P.shape
     blocks = triton.cdiv(z.shape[0] // clients, tile.m)
@@ -168,7 +168,7 @@ def _run(
         _shrink, (clients * blocks, parts),
         z, P, q, b, d, narrow, tall, dots, None if dropout is None else dropout.keys,
         rows, width, rank, blocks, span,
-        *z.stride(), *P.stride(),
+        *z.stride(), *P.stride(), 0 if q is None else q.stride(1),
         scaling if dropout is None else scaling * dropout.factor,
         0 if dropout is None else drop_threshold(dropout.p),
         TALL=tall is not None, DOTS=d is not None, DROPOUT=dropout is not None,

@@ -1,0 +1,173 @@
+"""``lora_linears``: frozen linear layers of one x with a LoRA adapter each, as one op."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fedsa_kernels.dispatch import Choice, choose
+from fedsa_kernels.lora_linears import reference
+from fedsa_kernels.operands import flat_segments, product_dtype
+from fedsa_kernels.tables import Problem
+
+LARGEST_RANK = 256
+"""Of all adapters together: what a kernel holds of a row grows with it."""
+
+
+@torch.library.custom_op("fedsa::lora_linears", mutates_args=())
+def _forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    A: Tensor,
+    Bs: Sequence[Tensor],
+    scaling: float,
+    backend: str | None,
+) -> tuple[list[Tensor], Tensor]:
+    """A bias without elements stands for none: autograd knows lists of tensors only."""
+    given = [bias if bias.numel() else None for bias in biases]
+    choice = _choice(x, A, Bs, backend)
+    if choice.backend == "reference":
+        return reference.forward(x, weights, given, A, Bs, scaling)
+    from fedsa_kernels.lora_linears import triton  # not every machine has it
+
+    fused = choice.backend == "fused"
+    return triton.forward(x, weights, given, A, Bs, scaling, choice.tiles, fused)
+
+
+def _choice(x: Tensor, A: Tensor, Bs: Sequence[Tensor], backend: str | None) -> Choice:
+    clients, rank, d_in = A.shape
+    d_out = sum(B.shape[1] for B in Bs)
+    problem = Problem("lora_linears", x.dtype, x.shape[0], d_in, d_out, rank, clients)
+    return choose(problem, x.device, backend)
+
+
+@_forward.register_fake
+def _forward_fake(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    A: Tensor,
+    Bs: Sequence[Tensor],
+    scaling: float,
+    backend: str | None,
+) -> tuple[list[Tensor], Tensor]:
+    clients, rank, _ = A.shape
+    ys = [x.new_empty(x.shape[0], B.shape[1]) for B in Bs]
+    return ys, x.new_empty(clients, x.shape[0] // clients, rank)
+
+
+@torch.library.custom_op("fedsa::lora_linears_backward", mutates_args=())
+def _gradients(
+    dys: Sequence[Tensor],
+    x: Tensor,
+    xa: Tensor,
+    weights: Sequence[Tensor],
+    A: Tensor,
+    Bs: Sequence[Tensor],
+    scaling: float,
+    backend: str | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Those of the gradients of x, A and all B that are needed."""
+    operands = (dys, x, xa, weights, A, Bs, scaling, needs)
+    choice = _choice(x, A, Bs, backend)
+    if choice.backend == "reference":
+        dx, dA, dBs = reference.backward(*operands)
+    else:
+        from fedsa_kernels.lora_linears import triton
+
+        dx, dA, dBs = triton.backward(*operands, choice.tiles, choice.backend == "fused")
+    return [gradient for gradient in (dx, dA, *dBs) if gradient is not None]
+
+
+@_gradients.register_fake
+def _gradients_fake(
+    dys: Sequence[Tensor],
+    x: Tensor,
+    xa: Tensor,
+    weights: Sequence[Tensor],
+    A: Tensor,
+    Bs: Sequence[Tensor],
+    scaling: float,
+    backend: str | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    trained = zip((x, A, *Bs), needs, strict=True)
+    return [x.new_empty(tensor.shape) for tensor, needed in trained if needed]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Tensor]) -> None:
+    x, weights, _biases, A, Bs, scaling, backend = inputs
+    ctx.save_for_backward(x, output[1], A, *weights, *Bs)
+    ctx.scaling, ctx.backend = scaling, backend
+
+
+def _backward(ctx: Any, dys: list[Tensor], _dxa: Tensor) -> tuple[Any, ...]:
+    x, xa, A, *rest = ctx.saved_tensors
+    weights, Bs = rest[: len(dys)], rest[len(dys) :]
+    needed = ctx.needs_input_grad
+    needs = [needed[0], needed[3], *needed[4]]
+    dense = [dy.contiguous() for dy in dys]
+    found = iter(_gradients(dense, x, xa, weights, A, Bs, ctx.scaling, ctx.backend, needs))
+    dx, dA, *dBs = (next(found) if need else None for need in needs)
+    none = [None] * len(dys)
+    return dx, none, none, dA, dBs, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def lora_linears(
+    x: Float[Tensor, "... d_in"],
+    weights: Sequence[Float[Tensor, "_ d_in"]],
+    biases: Sequence[Float[Tensor, " _"] | None],
+    As: Sequence[Float[Tensor, "client _ d_in"]],
+    Bs: Sequence[Float[Tensor, "client _ _"]],
+    scaling: float,
+    *,
+    backend: str | None = None,
+) -> tuple[Float[Tensor, "... _"], ...]:
+    """Several ``lora_linear`` of one x: one pass over x for all A, and one gradient of x.
+
+    For the rows of client c: ``y_i = x·W_iᵀ + bias_i + scaling · x·A_icᵀ·B_icᵀ``. The gradient of x
+    is accumulated in one place, where separate layers make one each and add them up.
+
+    There is no dropout: every adapter drops other elements of x, so it has no x to share.
+
+    Args:
+        x: client-major, as in ``lora_linear``.
+        weights: frozen, of one layer each; they receive no gradient.
+        biases: frozen, or None; likewise.
+        As: one factor per client, of rank r_i; together at most ``LARGEST_RANK``.
+        Bs: one factor per client. Each [client, d_out_i, r_i]
+        scaling: alpha/r for LoRA, alpha/√r for rsLoRA; that of all layers.
+        backend: "reference", "cublas" or "fused"; by default what is fastest, see
+            ``fedsa_kernels.dispatch``.
+
+    Returns:
+        y_i of each layer, with the leading dimensions of x.
+
+    Raises:
+        ValueError: if the vectors of x cannot be split into one equal segment per client, the ranks
+            are too large together, or the backend cannot run here.
+
+    Source: Hu et al., LoRA (ICLR 2022), §4.1.
+    """
+    dtype = product_dtype(x)
+    x, A = x.to(dtype), torch.cat(list(As), 1).to(dtype)
+    if A.shape[1] > LARGEST_RANK:
+        raise ValueError(f"lora_linears: ranks of {A.shape[1]} together, over {LARGEST_RANK}")
+    flat = flat_segments(x, A.shape[0], "lora_linears")
+    ys, _ = _forward(
+        flat,
+        [weight.to(dtype) for weight in weights],
+        [x.new_empty(0) if bias is None else bias.to(dtype) for bias in biases],
+        A,
+        [B.to(dtype) for B in Bs],
+        scaling,
+        backend,
+    )
+    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)

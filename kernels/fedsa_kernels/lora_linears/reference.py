@@ -1,0 +1,65 @@
+"""Several LoRA linears of one x in plain torch: the truth, and the CPU path.
+
+The order of work is that of ``lora_linear``: whatever is narrow first, the frozen products
+accumulated onto it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedsa_kernels.lora_linear.reference import frozen_onto, narrow, outer_grad
+
+
+def forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    A: Tensor,
+    Bs: Sequence[Tensor],
+    scaling: float,
+) -> tuple[list[Tensor], Tensor]:
+    """Outputs y_i and the product xa = x·Aᵀ of all of them, which the backward pass needs.
+
+    Shapes: x [C·m, d_in], weights [d_out_i, d_in], biases [d_out_i], A [C, Σr, d_in], Bs
+    [C, d_out_i, r_i]; y_i [C·m, d_out_i], xa [C, m, Σr].
+    """
+    clients, _, d_in = A.shape
+    xa = narrow(A, x.view(clients, -1, d_in))
+    parts = zip(weights, biases, xa.split([B.shape[2] for B in Bs], 2), Bs, strict=True)
+    return [frozen_onto(x, *part, scaling) for part in parts], xa
+
+
+def backward(
+    dys: Sequence[Tensor],
+    x: Tensor,
+    xa: Tensor,
+    weights: Sequence[Tensor],
+    A: Tensor,
+    Bs: Sequence[Tensor],
+    scaling: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Gradients of x, A and all B; each is None unless ``needs`` asks for it, in that order.
+
+    Shapes: dys [C·m, d_out_i]; the others as in ``forward``.
+    """
+    needs_x, needs_a, *needs_b = needs
+    clients, _, d_in = A.shape
+    segments = [dy.view(clients, -1, dy.shape[-1]) for dy in dys]
+    parts = zip(segments, xa.split([B.shape[2] for B in Bs], 2), needs_b, strict=True)
+    dBs = [outer_grad(dy, part, scaling) if needed else None for dy, part, needed in parts]
+    if not needs_x and not needs_a:
+        return None, None, dBs
+    products = [narrow(B.transpose(1, 2), dy) for B, dy in zip(Bs, segments, strict=True)]
+    dxa = torch.cat(products, 2).mul_(scaling)  # [C, m, Σr]
+    dA = None
+    if needs_a:
+        dA = torch.bmm(dxa.transpose(1, 2), x.view(clients, -1, d_in))
+    if not needs_x:
+        return None, dA, dBs
+    dx = torch.bmm(dxa, A).view(-1, d_in)
+    for dy, weight in zip(dys, weights, strict=True):
+        dx.addmm_(dy, weight)
+    return dx, dA, dBs
