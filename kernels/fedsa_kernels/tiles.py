@@ -20,7 +20,8 @@ class Tiles:
         factor: a factor's gradient alone.
         expand: narrow by wide.
         frozen: the frozen product with an adapter's in its epilogue.
-        both: wide by narrow with a factor's gradient in the same pass; None for two passes.
+        both: wide by narrow with a factor's gradient, or VeRA's sums, in the same pass; None for
+            two passes.
         fused: the frozen product and the narrow one in one loop; None for the narrow one first.
     """
 

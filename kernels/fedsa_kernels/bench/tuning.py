@@ -139,10 +139,8 @@ def _vera_works(inputs: Inputs) -> dict[str, Work]:
     _, xa = vera_reference.forward(x, W, bias, inputs.A, inputs.B, d, b, 0.0, None)
     dxa = _narrow(dy, Q)
     return {
-        "shrink": lambda tile: (
-            shrink(x, P, 1.0, tile),
-            shrink_with_dots(dy, Q, xa, b, d, tile),
-        ),
+        "shrink": lambda tile: shrink(x, P, 1.0, tile),
+        "both": lambda tile: shrink_with_dots(dy, Q, xa, b, d, tile),
         "factor": lambda tile: factor_dots(dy, xa, inputs.B, d, tile),
         "expand": lambda tile: (
             expand(xa, Q, bias, 1.0, tile, (b, d)),

@@ -1,4 +1,4 @@
-"""``frozen_linear``: the frozen product with an adapter's in its epilogue; ``expand``: that alone.
+"""``frozen_linear``: the frozen product and an adapter's in one sum; ``expand``: that alone.
 
 For the rows of client c:
 
@@ -53,6 +53,32 @@ def _frozen_linear(  # noqa: C901 - branches on constants are the variants of on
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if DROP_IN or DROP_OUT:
         key = tl.load(keys + row, mask=real, other=0)
+    if not NARROW:
+        # The adapter comes first: two accumulators of this size would not fit into registers.
+        for first in range(0, BLOCK_R, CHUNK):
+            r = first + tl.arange(0, CHUNK)
+            q_tile = tl.load(
+                q + row[:, None] * q_row + r[None, :],
+                mask=real[:, None] & (r[None, :] < rank),
+                other=0.0,
+            )
+            p_tile = tl.load(
+                p + client.to(tl.int64) * p_client + r[:, None] * p_rank + column[None, :] * p_out,
+                mask=(r[:, None] < rank) & inside[None, :],
+                other=0.0,
+            )
+            if UPCAST:
+                q_tile, p_tile = q_tile.to(tl.float32), p_tile.to(tl.float32)
+            if SCALED:
+                scale = tl.load(d + client * rank + r, mask=r < rank, other=0.0)
+                q_tile = (q_tile * scale[None, :]).to(q_tile.dtype)
+            total = tl.dot(q_tile, p_tile, total, input_precision=PRECISION)
+        total *= scaling
+        if DROP_OUT:
+            total = tl.where(keep_tile(key, column, threshold), total, 0.0)
+        if SCALED:
+            outer = tl.load(b + client * width + column, mask=inside, other=0.0)
+            total *= outer.to(tl.float32)[None, :]
     if NARROW:
         r = tl.arange(0, BLOCK_R)
         narrow = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
@@ -83,42 +109,24 @@ def _frozen_linear(  # noqa: C901 - branches on constants are the variants of on
                 if DROP_IN:
                     x_tile = tl.where(keep_tile(key, k, threshold), x_tile, 0.0).to(x_tile.dtype)
                 narrow = tl.dot(x_tile, a_tile, narrow, input_precision=PRECISION)
-    added = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for first in range(0, BLOCK_R, CHUNK):  # once where q was made here
-        r = first + tl.arange(0, CHUNK)
-        if NARROW:
-            q_tile = (narrow * factor).to(q.dtype.element_ty)
-            if strip == 0:
-                tl.store(
-                    q + row[:, None] * q_row + r[None, :],
-                    q_tile,
-                    mask=real[:, None] & (r[None, :] < rank),
-                )
-        else:
-            q_tile = tl.load(
+    if NARROW:
+        narrow *= factor
+        if strip == 0:
+            tl.store(
                 q + row[:, None] * q_row + r[None, :],
+                narrow.to(q.dtype.element_ty),
                 mask=real[:, None] & (r[None, :] < rank),
-                other=0.0,
             )
         p_tile = tl.load(
             p + client.to(tl.int64) * p_client + r[:, None] * p_rank + column[None, :] * p_out,
             mask=(r[:, None] < rank) & inside[None, :],
             other=0.0,
         )
+        # Scaled before it is rounded, which is once; the sum then needs no second accumulator.
+        q_tile = (narrow * scaling).to(p_tile.dtype)
         if UPCAST:
             q_tile, p_tile = q_tile.to(tl.float32), p_tile.to(tl.float32)
-        if SCALED:
-            scale = tl.load(d + client * rank + r, mask=r < rank, other=0.0)
-            q_tile = (q_tile * scale[None, :]).to(q_tile.dtype)
-        added = tl.dot(q_tile, p_tile, added, input_precision=PRECISION)
-    added *= scaling
-    if DROP_OUT:
-        added = tl.where(keep_tile(key, column, threshold), added, 0.0)
-    if SCALED:
-        added *= tl.load(b + client * width + column, mask=inside, other=0.0).to(tl.float32)[
-            None, :
-        ]
-    total += added
+        total = tl.dot(q_tile, p_tile, total, input_precision=PRECISION)
     if BIAS:
         total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     tl.store(

@@ -58,7 +58,7 @@ def backward(
     db = factor_dots(dy, xa, B.contiguous(), d.contiguous(), tiles.factor) if needs_b else None
     if not needs_x and not needs_d:
         return None, None, db
-    dxa, dd = shrink_with_dots(dy, _for_all(B, clients), xa, b, d, tiles.shrink)
+    dxa, dd = shrink_with_dots(dy, _for_all(B, clients), xa, b, d, tiles.both or tiles.shrink)
     if not needs_x:
         return None, dd, db
     P, dropout = _for_all(A.t(), clients), Dropout.of(keys, p)
