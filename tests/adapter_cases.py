@@ -39,6 +39,16 @@ class LoraCase:
         inputs = (self.x, self.weight, self.bias, self.A, self.B, SCALING)
         return op(*inputs, dropout=p, keys=self.keys, **options)
 
+    def check_ops(self, backend: str | None = None, needs: Sequence[bool] = (True,) * 3) -> None:
+        """The op and its backward pass under the rules of torch.library. x [row, d_in]"""
+        factors, settings = (self.A, self.B), (SCALING, P, self.keys, backend)
+        forward = (self.x, self.weight, self.bias, *factors, *settings)
+        torch.library.opcheck(torch.ops.fedsa.lora_linear.default, forward)
+        y, xa = (t.detach() for t in torch.ops.fedsa.lora_linear(*forward))
+        x, A, B = (t.detach() for t in self.trained)
+        backward = (y, x, xa, self.weight, A, B, *settings, list(needs))
+        torch.library.opcheck(torch.ops.fedsa.lora_linear_backward.default, backward)
+
     def plain(self) -> tuple[Tensor, list[Tensor]]:
         """y and the gradients of sum(y²) for x, A, B, from the formula, client by client."""
         x, A, B = (t.detach().double().requires_grad_() for t in self.trained)
@@ -67,6 +77,17 @@ class VeraCase:
         p = 0.0 if self.keys is None else P
         inputs = (self.x, self.weight, self.bias, self.A, self.B, self.d, self.b)
         return op(*inputs, dropout=p, keys=self.keys, **options)
+
+    def check_ops(self, backend: str | None = None, needs: Sequence[bool] = (True,) * 3) -> None:
+        """The op and its backward pass under the rules of torch.library. x [row, d_in]"""
+        frozen, vectors, settings = (self.A, self.B), (self.d, self.b), (P, self.keys, backend)
+        forward = (self.x, self.weight, self.bias, *frozen, *vectors, *settings)
+        torch.library.opcheck(torch.ops.fedsa.vera_linear.default, forward)
+        y, xa = (t.detach() for t in torch.ops.fedsa.vera_linear(*forward))
+        backward = (y, xa, self.weight, *frozen, *(t.detach() for t in vectors), *settings)
+        torch.library.opcheck(
+            torch.ops.fedsa.vera_linear_backward.default, (*backward, list(needs))
+        )
 
     def plain(self) -> tuple[Tensor, list[Tensor]]:
         """y and the gradients of sum(y²) for x, d, b, from the formula, client by client."""

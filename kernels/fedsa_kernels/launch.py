@@ -141,8 +141,12 @@ def upcasts(x: Tensor) -> bool:
 
 
 def precision(x: Tensor) -> str:
-    """How products of float32 are taken: torch's own switch decides."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How products of float32 are taken: torch's own switch decides.
+
+    It has an old name (``allow_tf32``) and a new one. What is set by either can be read by the new
+    one, and reading the old one fails where both were used.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def rank_block(rank: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from adapter_cases import Case, check_equal_to_plain, lora_case, vera_case
+from torch.utils.checkpoint import checkpoint
 
 from fedsa_kernels import dispatch
 from fedsa_kernels.launch import Tile, interpreted
@@ -77,6 +78,35 @@ def test_half_precision(make, backend, dtype):
     check_equal_to_plain(case, TOLERANCE[dtype], backend=backend)
 
 
+def test_autocast_makes_the_products_in_half_precision(make, backend):
+    case = make(dropout=True, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = case.run(backend=backend)
+        check_equal_to_plain(case, TOLERANCE[torch.bfloat16], backend=backend)
+    halved = {
+        name: value.detach().bfloat16() if value.is_floating_point() else value
+        for name, value in vars(case).items()
+    }
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, type(case)(**halved).run(backend=backend))
+
+
+def test_what_a_checkpoint_computes_again_is_the_same(make, backend):
+    case, found = make(dropout=True, dtype=torch.float32), []
+    runs = []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        runs.append(x)
+        return type(case)(**{**vars(case), "x": x}).run(backend=backend)
+
+    for kept in (True, False):
+        y = run(case.x) if kept else checkpoint(run, case.x, use_reentrant=False)
+        found.append([y, *torch.autograd.grad(y.square().sum(), case.trained)])
+    assert len(runs) == 3
+    for plain, again in zip(*found, strict=True):
+        assert torch.equal(plain, again)
+
+
 @pytest.mark.parametrize("needs", itertools.product([True, False], repeat=3))
 def test_frozen_inputs_get_no_gradient_and_change_no_other(make, backend, needs):
     case: Case = make(needs=needs, dropout=True, dtype=torch.float32)
@@ -133,7 +163,10 @@ def test_two_runs_agree_bit_for_bit(make, backend):
 
 
 @pytest.mark.usefixtures("_without_type_checks")
-def test_op_keeps_the_rules_of_torch_library(backend):
-    case = lora_case(shape=(6,), dropout=True, dtype=torch.float32)
-    inputs = (case.x, case.weight, case.bias, case.A, case.B, 1.7, 0.3, case.keys, backend)
-    torch.library.opcheck(torch.ops.fedsa.lora_linear.default, inputs)
+@pytest.mark.parametrize("needs", [(True, True, True), (False, True, False)], ids=["all", "one"])
+def test_ops_keep_the_rules_of_torch_library(make, backend, needs):
+    sizes, clients = (20, 17, 3), 2 if all(needs) else 1
+    case = make(
+        clients=clients, shape=(4,), sizes=sizes, dropout=True, dtype=torch.float32, needs=needs
+    )
+    case.check_ops(backend, needs)

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from clipped_grad_ops import check_ops
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsa_kernels import clipped_sum, sample_grad, sample_grad_with_norms, squared_norms
+from fedsa_kernels.clipped_grad import reference
 
 M, K = 6, 12  # factors are kept for fewer than 72 / 18 = 4 tokens
 FACTORED, SWITCH = 3, 4
@@ -172,3 +175,73 @@ def test_a_record_that_cancels_moves_the_sum_by_its_threshold_at_most(place, tok
         loop(left[row : row + 1], right[row : row + 1])[0].norm()
         < squared_norms(found, (m, k))[row].double().sqrt()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(5,), (M, K)], ids=str)
+def test_gradients_kept_in_half_precision_are_squared_and_summed_in_single(shape, dtype):
+    """In float16 a square overflows above 255, and a thousand ones and a half add up to 1536."""
+    gradients = random(3, *shape, dtype=dtype) * 300
+    wide = gradients.double()
+    check_near(squared_norms(gradients, shape), wide.flatten(1).square().sum(1), 1e-6)
+    many = torch.full((1000, *shape), 1.5, dtype=dtype)
+    found = clipped_sum(many, torch.full((1, 1000), 2.0**-26), shape)
+    assert found.dtype == dtype
+    check_near(found.double() * 2**26, torch.full((1, *shape), 1500.0).double(), 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_factors_kept_in_half_precision_are_squared_and_summed_in_single(dtype):
+    kept = torch.cat([random(4, 2, M) * 300, random(4, 2, K, seed=1)], dim=2).to(dtype)
+    each = torch.stack(loop(*kept.split([M, K], dim=2)))
+    squares = squared_norms(kept, (M, K))
+    exact = each.square().sum((1, 2))
+    assert ((squares >= exact * (1 - 1e-6)) & squares.isfinite()).all()
+    found = clipped_sum(kept, torch.full((1, 4), 1e-3), (M, K))
+    assert found.dtype == dtype
+    check_near(found, each.sum(0, keepdim=True) * 1e-3, 1e-2)
+
+
+class _Products(TorchDispatchMode):
+    """The dtypes of all operands of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "mm" in func.overloadpacket.__name__ or "mv" in func.overloadpacket.__name__:
+            self.dtypes |= {x.dtype for x in args if isinstance(x, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tokens", [FACTORED, SWITCH])
+def test_no_switch_can_make_a_sum_coarser_than_its_norms(tokens):
+    """TF32 and bfloat16 are for products of float32 matrices, and there is none."""
+    left = random(6, tokens, M, dtype=torch.float32)
+    right = random(6, tokens, K, seed=1, dtype=torch.float32)
+    with _Products() as making:  # below the ops, which hide what they do
+        reference.sample_grad(left, right, True)
+    assert making.dtypes == {torch.float32}  # products are seen
+    found = sample_grad(left, right)
+    with _Products() as adding:
+        reference.squared_norms(found, (M, K))
+        reference.clipped_sum(found, torch.ones(2, 3), (M, K))
+    assert adding.dtypes <= {torch.float64}
+
+
+@pytest.mark.parametrize("tokens", [FACTORED, SWITCH])
+def test_inputs_are_left_alone(tokens):
+    found = sample_grad(random(6, tokens, M), random(6, tokens, K, seed=1))
+    found[1, 0, 0] = math.nan
+    before = found.clone()
+    squared_norms(found, (M, K))
+    clipped_sum(found, torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.5, 1.0]]), (M, K))
+    assert torch.equal(found.nan_to_num(7.0), before.nan_to_num(7.0))
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", [(FACTORED, M, K), (SWITCH, K, M)], ids=str)
+def test_ops_keep_the_rules_of_torch_library(sizes, dtype):
+    check_ops(*sizes, dtype=dtype, backend=None)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from clipped_grad_ops import check_ops
 from torch import Tensor
 
 from fedsa_kernels import clipped_sum, sample_grad, sample_grad_with_norms, squared_norms
@@ -271,3 +272,10 @@ def test_the_environment_asks_for_kernels_and_an_argument_goes_before(monkeypatc
     assert torch.equal(sample_grad(left, right, backend="reference"), plain)
     double = sample_grad(left.double(), right.double())
     assert torch.equal(double, reference.sample_grad(left.double(), right.double(), whole=False))
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(4, 3, 9), (4, 9, 3), (2, 5, 9)], ids=str)
+def test_ops_keep_the_rules_of_torch_library(sizes, dtype):
+    check_ops(*sizes, dtype=dtype, backend="triton")

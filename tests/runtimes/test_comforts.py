@@ -108,49 +108,33 @@ def test_half_precision_is_for_products_only(train: Any, monkeypatch: Any) -> No
     assert half.history[-1].loss != full.history[-1].loss
 
 
-_COMPILED = """
-import sys; sys.path.insert(0, sys.argv[1])
-import torch
-from generation import make_writer
-from fedsa_kernels import row_keys
-from fedsa_secure.adapters import AdapterSettings, attach
-from fedsa_secure.types import Role
-
-for kind in ("lora", "vera"):
-    settings = AdapterSettings(kind=kind, rank=3, dropout=0.2)
-    plain, compiled = (attach(make_writer("llama"), settings, seed=0) for _ in range(2))
-    compiled.compile(fullgraph=True, backend="aot_eager")
-    stream = torch.Generator().manual_seed(0)
-    inputs = {"input_ids": torch.randint(5, 100, (6, 7), generator=stream)}
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    for seed in (1, 2):  # other clients come in without a change of the graph
-        stream.manual_seed(seed)
-        clients = [
-            {n: s + torch.randn(s.shape, generator=stream) for n, s in plain.initial.items()}
-            for _ in range(2)
-        ]
-        found = []
-        for model in (plain, compiled):
-            model.load(clients, {Role.A, Role.B})
-            logits = model(inputs, row_keys(torch.tensor([1, 2]), 3).flatten())
-            parameters = list(model.parameters({Role.A, Role.B}).values())
-            found.append([logits, *torch.autograd.grad(logits.square().sum(), parameters)])
-        for expected, ours in zip(*found, strict=True):
-            torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
-    print(kind, torch._dynamo.utils.counters["stats"]["unique_graphs"])
-"""
-
-
-def test_a_compiled_model_is_one_graph_and_the_same_model() -> None:
+@pytest.mark.parametrize(
+    "models",
+    [
+        pytest.param(["llama-lora-fp32", "llama-vera-fp32"], id="llama"),
+        pytest.param(
+            [
+                *(f"bert-{kind}-fp32" for kind in ("lora", "vera")),
+                *(
+                    f"{family}-{kind}-{variant}"
+                    for family in ("bert", "llama")
+                    for kind in ("lora", "vera")
+                    for variant in ("bf16", "checkpointed")
+                ),
+            ],
+            marks=pytest.mark.slow,
+            id="others",
+        ),
+    ],
+)
+def test_a_compiled_model_is_one_graph_and_the_same_model(models: list[str]) -> None:
     """In a process of its own: the checks of shapes that tests add cannot be compiled."""
+    script = Path(__file__).parents[1] / "compiled_models.py"
     done = subprocess.run(
-        [sys.executable, "-c", _COMPILED, str(Path(__file__).parents[1])],
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [sys.executable, str(script), *models], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["lora", "1", "vera", "2"]
+    assert done.stdout.splitlines() == [f"{model} 1" for model in models]
 
 
 def test_the_option_compiles(train: Any, monkeypatch: Any) -> None:

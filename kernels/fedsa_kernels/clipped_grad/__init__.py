@@ -10,7 +10,7 @@ is in three steps with the joint norm over all layers between them:
 
 For more tokens than the parameter is narrow (T > r) ``G_n`` is smaller than what it is made of and
 is computed at once. For few tokens the factors are kept side by side, and the norm comes from their
-Gram matrices. Neither needs a second backward pass.
+Gram matrices. Neither needs a second backward pass. Results cannot be differentiated.
 
 Source: Lee and Kifer, Scaling up DP-SGD (PETS 2021), §3, for Gram norms; Bu et al., Book-Keeping
 (ICML 2023), for one backward pass.
@@ -19,6 +19,7 @@ Source: Lee and Kifer, Scaling up DP-SGD (PETS 2021), §3, for Gram norms; Bu et
 from collections.abc import Sequence
 from types import ModuleType
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,6 +36,66 @@ def _backend(name: str | None, *operands: Tensor) -> ModuleType:
     from fedsa_kernels.clipped_grad import triton
 
     return triton
+
+
+def _wide_dtype(*operands: Tensor) -> torch.dtype:
+    """What norms and gradients are made in."""
+    wide = any(operand.dtype == torch.float64 for operand in operands)
+    return torch.float64 if wide else torch.float32
+
+
+@torch.library.custom_op("fedsa::sample_grad", mutates_args=())
+def _sample_grad(left: Tensor, right: Tensor, whole: bool, backend: str | None) -> Tensor:
+    found: Tensor = _backend(backend, left, right).sample_grad(left, right, whole)
+    return found
+
+
+@_sample_grad.register_fake
+def _sample_grad_fake(left: Tensor, right: Tensor, whole: bool, backend: str | None) -> Tensor:
+    rows, tokens, m = left.shape
+    k = right.shape[2]
+    kept = not whole and reference.keeps_factors(left, right)
+    shape = (rows, tokens, m + k) if kept else (rows, m, k)
+    return left.new_empty(shape, dtype=_wide_dtype(left, right))
+
+
+@torch.library.custom_op("fedsa::sample_grad_with_norms", mutates_args=())
+def _with_norms(left: Tensor, right: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    module = _backend(backend, left, right)
+    found: tuple[Tensor, Tensor] = module.sample_grad_with_norms(left, right)
+    return found
+
+
+@_with_norms.register_fake
+def _with_norms_fake(left: Tensor, right: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    found = _sample_grad_fake(left, right, False, backend)
+    return found, found.new_empty(left.shape[0])
+
+
+@torch.library.custom_op("fedsa::squared_norms", mutates_args=())
+def _squared_norms(gradients: Tensor, shape: Sequence[int], backend: str | None) -> Tensor:
+    squares: Tensor = _backend(backend, gradients).squared_norms(gradients, shape)
+    return squares
+
+
+@_squared_norms.register_fake
+def _squared_norms_fake(gradients: Tensor, shape: Sequence[int], backend: str | None) -> Tensor:
+    return gradients.new_empty(gradients.shape[0], dtype=_wide_dtype(gradients))
+
+
+@torch.library.custom_op("fedsa::clipped_sum", mutates_args=())
+def _clipped_sum(
+    gradients: Tensor, factors: Tensor, shape: Sequence[int], backend: str | None
+) -> Tensor:
+    total: Tensor = _backend(backend, gradients).clipped_sum(gradients, factors, shape)
+    return total
+
+
+@_clipped_sum.register_fake
+def _clipped_sum_fake(
+    gradients: Tensor, factors: Tensor, shape: Sequence[int], backend: str | None
+) -> Tensor:
+    return gradients.new_empty(factors.shape[0], *shape)
 
 
 def sample_grad(
@@ -55,7 +116,7 @@ def sample_grad(
     Returns:
         [row, m, k], or the factors side by side [row, token, m + k] where these are smaller.
     """
-    found: Tensor = _backend(backend, left, right).sample_grad(left, right, whole)
+    found: Tensor = _sample_grad(left, right, whole, backend)
     return found
 
 
@@ -75,8 +136,7 @@ def sample_grad_with_norms(
         right: its input.
         backend: as for ``sample_grad``.
     """
-    module = _backend(backend, left, right)
-    found: tuple[Tensor, Tensor] = module.sample_grad_with_norms(left, right)
+    found: tuple[Tensor, Tensor] = _with_norms(left, right, backend)
     return found
 
 
@@ -90,7 +150,7 @@ def squared_norms(
         shape: of the parameter, without client axis.
         backend: as for ``sample_grad``.
     """
-    squares: Tensor = _backend(backend, gradients).squared_norms(gradients, shape)
+    squares: Tensor = _squared_norms(gradients, shape, backend)
     return squares
 
 
@@ -105,10 +165,10 @@ def clipped_sum(
 
     Args:
         gradients: client-major, as for ``squared_norms``. A record with factor 0 does not count,
-            whatever its gradient is; that may be set to zero in place.
+            whatever its gradient is.
         factors: of every record.
         shape: of the parameter, without client axis.
         backend: as for ``sample_grad``.
     """
-    total: Tensor = _backend(backend, gradients).clipped_sum(gradients, factors, shape)
+    total: Tensor = _clipped_sum(gradients, factors, shape, backend)
     return total

@@ -29,7 +29,7 @@ def sample_grad(left: Tensor, right: Tensor, whole: bool) -> Tensor:
     if not whole and keeps_factors(left, right):
         return torch.cat([left, right], dim=2)
     if left.shape[2] > right.shape[2]:  # MKL is faster with the short dimension first
-        return torch.bmm(right.transpose(1, 2), left).transpose(1, 2)
+        return torch.bmm(right.transpose(1, 2), left).transpose(1, 2).contiguous()
     return torch.bmm(left.transpose(1, 2), right)
 
 
@@ -41,28 +41,37 @@ def sample_grad_with_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]
 
 def squared_norms(gradients: Tensor, shape: Sequence[int]) -> Tensor:
     """Shapes: gradients [n, …]; result [n]."""
+    wide = _wide(gradients)
     if not factored(gradients, shape):
-        return gradients.flatten(1).square().sum(1)
-    left, right = torch.split(gradients.double(), list(shape), dim=2)
+        return wide.flatten(1).square().sum(1)
+    left, right = torch.split(wide.double(), list(shape), dim=2)
     # ‖Σ l_t r_tᵀ‖² = Σ_tt' (l_t·l_t')(r_t·r_t'). Terms may cancel, and then the product in single
     # precision that is summed later has a rounding error above its norm: it is added here.
     gram = torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))
     error = torch.finfo(gradients.dtype).eps * left.shape[1]
     rounding = error * left.flatten(1).norm(dim=1) * right.flatten(1).norm(dim=1)
     norms = gram.sum((1, 2)).clamp(min=0).sqrt() + rounding
-    squares: Tensor = norms.square().to(gradients.dtype)
+    squares: Tensor = norms.square().to(wide.dtype)
     return squares
 
 
 def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Tensor:
-    """Shapes: gradients [C·n, …], factors [C, n]; result [C, *shape]."""
+    """Shapes: gradients [C·n, …], factors [C, n]; result [C, *shape].
+
+    Nothing here is a float32 matrix product. A switch of the whole process, which any thread may
+    set, lets torch round the operands of those to TF32 or bfloat16, and then a record would count
+    for more than its norm says. Float64 is not touched by it.
+    """
     clients, own = factors.shape
-    weights = factors.to(gradients.dtype)
-    left_out = (weights == 0).flatten().nonzero().squeeze(1)
-    gradients.index_fill_(0, left_out, 0.0)  # 0 times infinity would not be 0
+    wide = _wide(gradients)
+    weights = factors.to(wide.dtype).flatten()
+    left_out = (weights == 0).nonzero().squeeze(1)  # 0 times infinity would not be 0
     if not factored(gradients, shape):
-        flat = gradients.reshape(clients, own, -1)
-        return torch.bmm(weights.unsqueeze(1), flat).view(clients, *shape)
-    left, right = torch.split(gradients, list(shape), dim=2)
-    left = (left * weights.view(-1, 1, 1)).reshape(clients, -1, shape[0])
-    return torch.bmm(left.transpose(1, 2), right.reshape(clients, -1, shape[1]))
+        weighted = (wide.flatten(1) * weights[:, None]).index_fill_(0, left_out, 0.0)
+        total = weighted.view(clients, own, *shape).sum(1)
+    else:
+        counted = wide.double().index_fill(0, left_out, 0.0)
+        left, right = torch.split(counted, list(shape), dim=2)
+        left = (left * weights[:, None, None]).reshape(clients, -1, shape[0])
+        total = torch.bmm(left.transpose(1, 2), right.reshape(clients, -1, shape[1]))
+    return total.to(gradients.dtype)

@@ -230,7 +230,7 @@ def squared_norms(gradients: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Tensor:
-    """As ``reference.clipped_sum``, summed in float32; nothing is set to zero in place."""
+    """As ``reference.clipped_sum``, summed in float32."""
     clients, own = factors.shape
     factors = factors.contiguous()
     if reference.factored(gradients, shape):
