@@ -7,9 +7,12 @@
 No driver is asked for anything, so this runs on any machine that has Triton.
 """
 
+import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,20 @@ def resources(launch: Launch, target: Target) -> Resources:
     options = {name: launch.options[name] for name in ("num_warps", "num_stages")}
     compiled = triton.compile(source, target=target.gpu, options=options)
     return _read(compiled, target)
+
+
+def resources_of_all(
+    launches: Sequence[Launch], targets: Sequence[Target]
+) -> list[list[Resources]]:
+    """What ``resources`` finds for every launch (outer) and device (inner), on all cores.
+
+    Threads are enough: Triton holds no lock of Python while it compiles.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting = [
+            [pool.submit(resources, launch, target) for target in targets] for launch in launches
+        ]
+        return [[each.result() for each in row] for row in waiting]
 
 
 def _specialised(value: Any, constant: bool) -> tuple[str, Any, bool]:

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from fedsa_kernels.aot import TARGETS, Resources, resources
+from fedsa_kernels.aot import TARGETS, Resources, resources_of_all
 from fedsa_kernels.launch import Launch, interpreted, recording
 from fedsa_kernels.lora_linear import triton as lora
 from fedsa_kernels.tiles import default_tiles
@@ -59,14 +59,18 @@ CASES = [
 
 
 @cache
-def compiled(dtype: torch.dtype, rank: int, p: float, target: str) -> dict[str, Resources]:
-    return {variant(each): resources(each, TARGETS[target]) for each in launches(dtype, rank, p)}
+def compiled(dtype: torch.dtype, rank: int, p: float) -> dict[str, dict[str, Resources]]:
+    """By target and kernel. The first test waits for all targets, which take all cores."""
+    kernels = launches(dtype, rank, p)
+    found = zip(*resources_of_all(kernels, list(TARGETS.values())), strict=True)
+    names = [variant(each) for each in kernels]
+    return {t: dict(zip(names, each, strict=True)) for t, each in zip(TARGETS, found, strict=True)}
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("dtype", "rank", "p"), CASES)
 def test_nothing_spills_and_everything_fits(dtype: torch.dtype, rank: int, p: float, target: str):
-    found = compiled(dtype, rank, p, target)
+    found = compiled(dtype, rank, p)[target]
     assert {name: each.spilled for name, each in found.items() if each.spilled} == {}
     assert max(each.shared for each in found.values()) <= TARGETS[target].shared
     assert max(each.registers for each in found.values()) <= TARGETS[target].registers
@@ -74,5 +78,5 @@ def test_nothing_spills_and_everything_fits(dtype: torch.dtype, rank: int, p: fl
 
 @pytest.mark.parametrize(("dtype", "rank", "p"), [case for case in CASES if case[0].itemsize == 2])
 def test_hoppers_tensor_cores_do_every_product(dtype: torch.dtype, rank: int, p: float):
-    found = compiled(dtype, rank, p, "sm_90")
+    found = compiled(dtype, rank, p)["sm_90"]
     assert [name for name, each in found.items() if each.wgmma == 0] == []
