@@ -42,14 +42,14 @@ def default_tiles(dtype: torch.dtype, rank: int) -> Tiles:
     Large ranks and wide numbers get smaller tiles: what a program holds grows with their product.
     """
     wide = dtype.itemsize > 2
-    large = rank_block(rank) > 64
+    large = rank_block(rank) > (32 if wide else 64)
     if large:
         narrow = Tile(m=64, n=32, warps=8, stages=1 if wide else 2)
         both = Tile(m=16 if wide else 64, n=32, warps=8, stages=1)
     else:
         narrow = Tile(m=64, n=32 if wide else 128, warps=4, stages=2 if wide else 3)
         both = Tile(m=32, n=32, warps=8, stages=1) if wide else Tile(m=64, n=64, warps=4)
-    frozen = Tile(m=64, n=64, k=16, warps=8) if wide else Tile(m=128, n=64, k=64, warps=8)
+    frozen = Tile(m=32, n=64, k=32, warps=8) if wide else Tile(m=128, n=64, k=64, warps=8)
     return Tiles(
         shrink=narrow,
         factor=Tile(m=32 if large and wide else 64, n=32 if wide else 64, warps=8 if large else 4),

@@ -54,6 +54,7 @@ CASES = [
     (torch.bfloat16, 256, 0.1),
     (torch.float16, 16, 0.1),
     (torch.float32, 16, 0.1),
+    (torch.float32, 64, 0.1),
     (torch.float32, 256, 0.1),
 ]
 
