@@ -97,15 +97,13 @@ def test_weight_bias_and_random_factors_are_frozen():
 @pytest.mark.parametrize("clients", [1, 2], ids=["C1", "C2"])
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
 def test_gradients_equal_finite_differences(clients, dropout):
-    case = vera_case(clients=clients, shape=(2, 2), dropout=dropout)
-    b = case.b[:, :4].detach().requires_grad_()
+    case = vera_case(clients=clients, shape=(2, 2), sizes=(7, 4, 3), dropout=dropout)
 
     def op(x: Tensor, d: Tensor, b: Tensor) -> Tensor:
-        p = P if dropout else 0.0
-        weight, B = case.weight[:4], case.B[:4]
-        return vera_linear(x, weight, None, case.A, B, d, b, dropout=p, keys=case.keys)
+        p, (weight, A, B) = P if dropout else 0.0, (case.weight, case.A, case.B)
+        return vera_linear(x, weight, None, A, B, d, b, dropout=p, keys=case.keys)
 
-    assert torch.autograd.gradcheck(op, (case.x, case.d, b))
+    assert torch.autograd.gradcheck(op, case.trained)
 
 
 @pytest.mark.usefixtures("_without_type_checks")
