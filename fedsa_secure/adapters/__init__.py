@@ -10,6 +10,7 @@ from fedsa_secure.adapters.peft import peft_config, peft_state, save_peft_adapte
 from fedsa_secure.adapters.peft_reading import PeftAdapter, read_peft_adapter
 from fedsa_secure.adapters.pretrained import load_pretrained, load_tokenizer
 from fedsa_secure.adapters.settings import AdapterSettings
+from fedsa_secure.adapters.siblings import Siblings
 from fedsa_secure.adapters.vera import Projections, VeRALinear
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LoRALinear",
     "PeftAdapter",
     "Projections",
+    "Siblings",
     "VeRALinear",
     "attach",
     "load_pretrained",

@@ -1,4 +1,4 @@
-"""Layers that take the same x, computed together: the numbers of each alone, and never stale ones."""
+"""Layers that take the same x, computed together: the numbers of each alone, never stale ones."""
 
 import copy
 import pickle
@@ -14,9 +14,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig
 
 from fedsa_kernels import row_keys
-from fedsa_secure.adapters import AdaptedModel, AdapterSettings, BatchContext, LoRALinear, attach
+from fedsa_secure.adapters import (
+    AdaptedModel,
+    AdapterSettings,
+    BatchContext,
+    LoRALinear,
+    Siblings,
+    attach,
+)
 from fedsa_secure.adapters import siblings as module
-from fedsa_secure.adapters.siblings import Siblings
 from fedsa_secure.privacy.watching import watched
 from fedsa_secure.types import NamedTensors, Role
 
@@ -29,7 +35,7 @@ TARGETS = {
 TOGETHER = {"bert": 2 * [3], "llama": 2 * [3, 2], "gpt2": [], "t5": 4 * [3] + 2 * [2]}
 """How many layers are computed together, in the two layers of each stack: attention, gate and up.
 
-T5 makes keys and values of the encoder's output in its cross-attention: q is apart, k and v are not.
+In T5's cross-attention keys and values are made of the encoder's output: q is apart, they are not.
 """
 
 
@@ -344,7 +350,7 @@ def test_exception_half_way_leaves_nothing_behind(parent, x, counts):
 
 def test_layer_called_twice_is_computed_twice(parent, x):
     parent.calls = lambda x: [parent.first(x), parent.second(x), parent.second(x)]
-    first, second, again = parent(x)
+    _, second, again = parent(x)
     torch.testing.assert_close(second, parent.alone("second", x))
     torch.testing.assert_close(again, second)
     assert again is not second

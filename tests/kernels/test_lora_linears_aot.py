@@ -41,7 +41,7 @@ def variant(launch: Launch) -> str:
     return " ".join([launch.kernel.__name__.strip("_"), *flags, rank])
 
 
-CASES = [(torch.bfloat16, 8), (torch.bfloat16, 64), (torch.float16, 16), (torch.float32, 16)]
+CASES = [(torch.bfloat16, 8), (torch.bfloat16, 64), (torch.float32, 16)]
 
 
 @cache

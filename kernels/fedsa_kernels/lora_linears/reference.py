@@ -12,6 +12,11 @@ from torch import Tensor
 from fedsa_kernels.lora_linear.reference import frozen_onto, narrow, outer_grad
 
 
+def parts(xa: Tensor, Bs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The columns of xa that belong to each layer, as views. Each [C, m, r_i]"""
+    return torch.split(xa, [B.shape[2] for B in Bs], 2)
+
+
 def forward(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -27,8 +32,8 @@ def forward(
     """
     clients, _, d_in = A.shape
     xa = narrow(A, x.view(clients, -1, d_in))
-    parts = zip(weights, biases, xa.split([B.shape[2] for B in Bs], 2), Bs, strict=True)
-    return [frozen_onto(x, *part, scaling) for part in parts], xa
+    layers = zip(weights, biases, parts(xa, Bs), Bs, strict=True)
+    return [frozen_onto(x, *layer, scaling) for layer in layers], xa
 
 
 def backward(
@@ -48,8 +53,8 @@ def backward(
     needs_x, needs_a, *needs_b = needs
     clients, _, d_in = A.shape
     segments = [dy.view(clients, -1, dy.shape[-1]) for dy in dys]
-    parts = zip(segments, xa.split([B.shape[2] for B in Bs], 2), needs_b, strict=True)
-    dBs = [outer_grad(dy, part, scaling) if needed else None for dy, part, needed in parts]
+    layers = zip(segments, parts(xa, Bs), needs_b, strict=True)
+    dBs = [outer_grad(dy, part, scaling) if needed else None for dy, part, needed in layers]
     if not needs_x and not needs_a:
         return None, None, dBs
     products = [narrow(B.transpose(1, 2), dy) for B, dy in zip(Bs, segments, strict=True)]

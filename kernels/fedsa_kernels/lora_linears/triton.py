@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsa_kernels.lora_linears.reference import parts
 from fedsa_kernels.products.factor_grad import factor_grad
 from fedsa_kernels.products.frozen_linear import expand, frozen_linear_onto
 from fedsa_kernels.products.shrink import shrink, shrink_with_factor_grad
@@ -28,7 +29,7 @@ def forward(
     """As ``reference.forward``, in the same shapes."""
     xa = shrink(x, A.transpose(1, 2), 1.0, tiles.shrink)
     ys = []
-    for weight, bias, part, B in zip(weights, biases, _parts(xa, Bs), Bs, strict=True):
+    for weight, bias, part, B in zip(weights, biases, parts(xa, Bs), Bs, strict=True):
         if fused:
             ys.append(frozen_linear_onto(x, weight, bias, part, B, scaling, tiles.frozen))
         else:
@@ -52,7 +53,7 @@ def backward(
     needs_x, needs_a, *needs_b = needs
     dBs: list[Tensor | None] = [None] * len(Bs)
     narrow = []
-    for k, (dy, part, B) in enumerate(zip(dys, _parts(xa, Bs), Bs, strict=True)):
+    for k, (dy, part, B) in enumerate(zip(dys, parts(xa, Bs), Bs, strict=True)):
         if not needs_x and not needs_a:
             dBs[k] = factor_grad(dy, part, scaling, tiles.factor) if needs_b[k] else None
         elif needs_b[k]:
@@ -76,8 +77,3 @@ def backward(
     for dy, weight in left:
         dx.addmm_(dy, weight)
     return dx, dA, dBs
-
-
-def _parts(xa: Tensor, Bs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The columns of xa that belong to each layer, as views. Each [C, m, r_i]"""
-    return xa.split([B.shape[2] for B in Bs], 2)
