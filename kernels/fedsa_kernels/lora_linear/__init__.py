@@ -133,14 +133,14 @@ class _Eager(torch.autograd.Function):
     """The same without torch.library, whose way into Python takes longer than a small layer."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         output = _forward(*inputs)
         _setup_context(ctx, inputs, output)  # torch's own way to it binds the signature every time
-        return output
+        return output[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _backward(_gradients, ctx, *gradients)
+        return _backward(_gradients, ctx, gradients[0], None)
 
 
 def lora_linear(
@@ -188,6 +188,7 @@ def lora_linear(
     bias = None if bias is None else bias.to(dtype)
     flat = flat_segments(x, A.shape[0], "lora_linear")
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
-    forward: Any = _forward_op if torch.compiler.is_compiling() else _Eager.apply
-    y: Tensor = forward(flat, weight, bias, A, B, scaling, dropout, flat_keys, backend)[0]
+    inputs = (flat, weight, bias, A, B, scaling, dropout, flat_keys, backend)
+    eager: Any = _Eager.apply
+    y: Tensor = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else eager(*inputs)
     return y.view(*x.shape[:-1], B.shape[1])

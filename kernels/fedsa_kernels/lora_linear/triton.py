@@ -59,12 +59,7 @@ def backward(
     dropout = Dropout.of(keys, p)
     if not needs_x and not needs_a:
         return None, None, factor_grad(dy, xa, scaling, tiles.factor) if needs_b else None
-    dB = None
-    if needs_b and tiles.both is not None:
-        dxa, dB = shrink_with_factor_grad(dy, B, xa, scaling, tiles.both)
-    else:
-        dxa = shrink(dy, B, scaling, tiles.shrink)
-        dB = factor_grad(dy, xa, scaling, tiles.factor) if needs_b else None
+    dxa, dB = through(dy, B, xa, scaling, tiles, needs_b)
     dA = factor_grad(x, dxa, 1.0, tiles.factor, dropout, rank_first=True) if needs_a else None
     if not needs_x:
         return None, dA, dB
@@ -75,3 +70,16 @@ def backward(
         return dx, dA, dB
     dx = expand(dxa, P, None, 1.0, tiles.expand, dropout=dropout)
     return dx if weight is None else dx.addmm_(dy, weight), dA, dB
+
+
+def through(
+    dy: Tensor, B: Tensor, xa: Tensor, scaling: float, tiles: Tiles, needs_b: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What goes back through B, and the gradient of B: by one pass over dy, or by two.
+
+    Shapes: dy [C·m, d_out], B [C, d_out, r], xa [C, m, r]; returns [C, m, r] and [C, d_out, r].
+    """
+    if needs_b and tiles.both is not None:
+        return shrink_with_factor_grad(dy, B, xa, scaling, tiles.both)
+    dxa = shrink(dy, B, scaling, tiles.shrink)
+    return dxa, factor_grad(dy, xa, scaling, tiles.factor) if needs_b else None

@@ -1,6 +1,6 @@
 """``lora_linears``: frozen linear layers of one x with a LoRA adapter each, as one op."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ LARGEST_RANK = 256
 """Of all adapters together: what a kernel holds of a row grows with it."""
 
 
-@torch.library.custom_op("fedsa::lora_linears", mutates_args=())
 def _forward(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -44,7 +43,10 @@ def _choice(x: Tensor, A: Tensor, Bs: Sequence[Tensor], backend: str | None) -> 
     return choose(problem, x.device, backend)
 
 
-@_forward.register_fake
+_forward_op = torch.library.custom_op("fedsa::lora_linears", _forward, mutates_args=())
+
+
+@_forward_op.register_fake
 def _forward_fake(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -59,7 +61,6 @@ def _forward_fake(
     return ys, x.new_empty(clients, x.shape[0] // clients, rank)
 
 
-@torch.library.custom_op("fedsa::lora_linears_backward", mutates_args=())
 def _gradients(
     dys: Sequence[Tensor],
     x: Tensor,
@@ -83,7 +84,10 @@ def _gradients(
     return [gradient for gradient in (dx, dA, *dBs) if gradient is not None]
 
 
-@_gradients.register_fake
+_gradients_op = torch.library.custom_op("fedsa::lora_linears_backward", _gradients, mutates_args=())
+
+
+@_gradients_op.register_fake
 def _gradients_fake(
     dys: Sequence[Tensor],
     x: Tensor,
@@ -105,19 +109,49 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Tensor]
     ctx.scaling, ctx.backend = scaling, backend
 
 
-def _backward(ctx: Any, dys: list[Tensor], _dxa: Tensor) -> tuple[Any, ...]:
+def _backward(
+    gradients: Callable[..., list[Tensor]], ctx: Any, dys: Sequence[Tensor], needs: list[bool]
+) -> list[Tensor | None]:
+    """Gradients of x, A and all B."""
     x, xa, A, *rest = ctx.saved_tensors
     weights, Bs = rest[: len(dys)], rest[len(dys) :]
+    dense = [dy.contiguous() for dy in dys]
+    found = iter(gradients(dense, x, xa, weights, A, Bs, ctx.scaling, ctx.backend, needs))
+    return [next(found) if need else None for need in needs]
+
+
+def _backward_op(ctx: Any, dys: list[Tensor], _dxa: Tensor) -> tuple[Any, ...]:
     needed = ctx.needs_input_grad
     needs = [needed[0], needed[3], *needed[4]]
-    dense = [dy.contiguous() for dy in dys]
-    found = iter(_gradients(dense, x, xa, weights, A, Bs, ctx.scaling, ctx.backend, needs))
-    dx, dA, *dBs = (next(found) if need else None for need in needs)
+    dx, dA, *dBs = _backward(_gradients_op, ctx, dys, needs)
     none = [None] * len(dys)
     return dx, none, none, dA, dBs, None, None
 
 
-_forward.register_autograd(_backward, setup_context=_setup_context)
+_forward_op.register_autograd(_backward_op, setup_context=_setup_context)
+
+
+class _Eager(torch.autograd.Function):
+    """The same without torch.library, see ``lora_linear``; no lists, which this class ignores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scaling: float, backend: str | None, x: Tensor, A: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        count = len(others) // 3
+        weights, biases, Bs = others[:count], others[count : 2 * count], others[2 * count :]
+        inputs = (x, weights, biases, A, Bs, scaling, backend)
+        ys, xa = _forward(*inputs)
+        _setup_context(ctx, inputs, (ys, xa))
+        return tuple(ys)
+
+    @staticmethod
+    def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad
+        frozen = [None] * (2 * len(dys))
+        needs = [*needed[2:4], *needed[4 + len(frozen) :]]
+        dx, dA, *dBs = _backward(_gradients, ctx, dys, needs)
+        return None, None, dx, dA, *frozen, *dBs
 
 
 def lora_linears(
@@ -161,13 +195,13 @@ def lora_linears(
     if A.shape[1] > LARGEST_RANK:
         raise ValueError(f"lora_linears: ranks of {A.shape[1]} together, over {LARGEST_RANK}")
     flat = flat_segments(x, A.shape[0], "lora_linears")
-    ys, _ = _forward(
-        flat,
-        [weight.to(dtype) for weight in weights],
-        [x.new_empty(0) if bias is None else bias.to(dtype) for bias in biases],
-        A,
-        [B.to(dtype) for B in Bs],
-        scaling,
-        backend,
-    )
+    frozen = [weight.to(dtype) for weight in weights]
+    added = [x.new_empty(0) if bias is None else bias.to(dtype) for bias in biases]
+    outer = [B.to(dtype) for B in Bs]
+    ys: Sequence[Tensor]
+    if torch.compiler.is_compiling():
+        ys = _forward_op(flat, frozen, added, A, outer, scaling, backend)[0]
+    else:
+        eager: Any = _Eager.apply
+        ys = eager(scaling, backend, flat, A, *frozen, *added, *outer)
     return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)

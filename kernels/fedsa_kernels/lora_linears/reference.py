@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsa_kernels.lora_linear.reference import frozen_onto, narrow, outer_grad
+from fedsa_kernels.operands import client_products
 
 
 def parts(xa: Tensor, Bs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -61,10 +62,10 @@ def backward(
     dxa = torch.cat(products, 2).mul_(scaling)  # [C, m, Σr]
     dA = None
     if needs_a:
-        dA = torch.bmm(dxa.transpose(1, 2), x.view(clients, -1, d_in))
+        dA = client_products(dxa.transpose(1, 2), x.view(clients, -1, d_in))
     if not needs_x:
         return None, dA, dBs
-    dx = torch.bmm(dxa, A).view(-1, d_in)
+    dx = client_products(dxa, A).view(-1, d_in)
     for dy, weight in zip(dys, weights, strict=True):
         dx.addmm_(dy, weight)
     return dx, dA, dBs

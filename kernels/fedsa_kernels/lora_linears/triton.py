@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsa_kernels.lora_linear.triton import through
 from fedsa_kernels.lora_linears.reference import parts
 from fedsa_kernels.products.factor_grad import factor_grad
 from fedsa_kernels.products.frozen_linear import expand, frozen_linear_onto
-from fedsa_kernels.products.shrink import shrink, shrink_with_factor_grad
+from fedsa_kernels.products.shrink import shrink
 from fedsa_kernels.tiles import Tiles
 
 
@@ -56,11 +57,9 @@ def backward(
     for k, (dy, part, B) in enumerate(zip(dys, parts(xa, Bs), Bs, strict=True)):
         if not needs_x and not needs_a:
             dBs[k] = factor_grad(dy, part, scaling, tiles.factor) if needs_b[k] else None
-        elif needs_b[k]:
-            found, dBs[k] = shrink_with_factor_grad(dy, B, part, scaling, tiles.both)
-            narrow.append(found)
         else:
-            narrow.append(shrink(dy, B, scaling, tiles.shrink))
+            found, dBs[k] = through(dy, B, part, scaling, tiles, needs_b[k])
+            narrow.append(found)
     if not narrow:
         return None, None, dBs
     dxa = torch.cat(narrow, 2)

@@ -136,14 +136,14 @@ class _Eager(torch.autograd.Function):
     """The same without torch.library; see ``lora_linear``."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         output = _forward(*inputs)
         _setup_context(ctx, inputs, output)  # torch's own way to it binds the signature every time
-        return output
+        return output[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _backward(_gradients, ctx, *gradients)
+        return _backward(_gradients, ctx, gradients[0], None)
 
 
 def vera_linear(
@@ -193,6 +193,7 @@ def vera_linear(
     bias = None if bias is None else bias.to(dtype)
     flat = flat_segments(x, d.shape[0], "vera_linear")
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
-    forward: Any = _forward_op if torch.compiler.is_compiling() else _Eager.apply
-    y: Tensor = forward(flat, weight, bias, A, B, d, b, dropout, flat_keys, backend)[0]
+    inputs = (flat, weight, bias, A, B, d, b, dropout, flat_keys, backend)
+    eager: Any = _Eager.apply
+    y: Tensor = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else eager(*inputs)
     return y.view(*x.shape[:-1], b.shape[1])
