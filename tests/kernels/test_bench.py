@@ -149,6 +149,7 @@ def test_tuning_keeps_the_fastest_tile_of_every_kernel(monkeypatch: pytest.Monke
     for kernel in KERNELS:
         seen[kernel] = tuning._tried(kernel, inputs, None)
         wanted[kernel] = seen[kernel][len(kernel) % len(seen[kernel])]
+    spilling = next(tile for tile in seen["frozen"] if tile != wanted["frozen"])
     broken = {kernel: tiles[0] for kernel, tiles in seen.items() if tiles[0] != wanted[kernel]}
 
     def works(_inputs: Inputs) -> dict:
@@ -156,6 +157,7 @@ def test_tuning_keeps_the_fastest_tile_of_every_kernel(monkeypatch: pytest.Monke
 
     def seconds(steps, _device) -> float | None:
         kernel, tile = steps[0]()
+        assert tile != spilling or kernel != "frozen"
         if broken.get(kernel) == tile:
             return None
         return 1.0 if tile == wanted[kernel] else 2.0
@@ -170,6 +172,7 @@ def test_tuning_keeps_the_fastest_tile_of_every_kernel(monkeypatch: pytest.Monke
         }
 
     monkeypatch.setattr(tuning, "_works", works)
+    monkeypatch.setattr(tuning, "_fits", lambda work, tile: tile != spilling)
     monkeypatch.setattr(tuning, "_seconds", seconds)
     monkeypatch.setattr(tuning, "take_turns", turns)
     found = tuning.tune([inputs])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from triton.runtime.errors import TritonError
 
 from fedsa_kernels.bench.inputs import SCALING, Inputs
 from fedsa_kernels.bench.timing import take_turns
-from fedsa_kernels.launch import Launch, Tile, recording
+from fedsa_kernels.launch import Launch, Tile, interpreted, recording
 from fedsa_kernels.lora_linear import reference as lora_reference
 from fedsa_kernels.lora_linear import triton as lora
 from fedsa_kernels.products.factor_grad import factor_dots, factor_grad
@@ -41,7 +42,8 @@ def tune(sets: Sequence[Inputs], most: int | None = None) -> Tiles:
         seconds = {
             tile: taken
             for tile in _tried(kernel, sets[0], most)
-            if (taken := _seconds([partial(w[kernel], tile) for w in works], device)) is not None
+            if _fits(works[0][kernel], tile)
+            and (taken := _seconds([partial(w[kernel], tile) for w in works], device)) is not None
         }
         if seconds:
             tiles = replace(tiles, **{kernel: min(seconds, key=lambda tile: seconds[tile])})
@@ -77,15 +79,32 @@ def compile_ahead(sets: Sequence[Inputs], threads: int, most: int | None = None)
                     work(tile)
             launches += found
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(_compiles, launches))
+        return sum(compiled is not None for compiled in pool.map(_compiled, launches))
 
 
-def _compiles(launch: Launch) -> bool:
-    """False for a tile that does not fit the device: it falls out in ``tune``."""
+def _compiled(launch: Launch) -> Any:
+    """The machine code; None for a tile that does not fit the device."""
     try:
-        launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
+        return launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
     except (RuntimeError, TritonError):
-        return False
+        return None
+
+
+def _fits(work: Work, tile: Tile) -> bool:
+    """Whether a device runs the tile, without keeping registers in memory."""
+    if interpreted():
+        return True
+    with recording() as launches:
+        work(tile)
+    for compiled in map(_compiled, launches):
+        if compiled is None:
+            return False
+        try:
+            compiled._init_handles()  # loads it, which is what counts the registers
+        except (RuntimeError, TritonError):
+            return False
+        if compiled.n_spills:
+            return False
     return True
 
 
