@@ -47,9 +47,11 @@ def default_tiles(dtype: torch.dtype, rank: int) -> Tiles:
         narrow = Tile(m=64, n=32, warps=8, stages=1 if wide else 2)
         both = Tile(m=16 if wide else 64, n=32, warps=8, stages=1)
     else:
-        narrow = Tile(m=64, n=32 if wide else 128, warps=4, stages=2 if wide else 3)
+        narrow = Tile(m=64, n=32 if wide else 128, warps=4, stages=3)
         both = Tile(m=32, n=32, warps=8, stages=1) if wide else Tile(m=64, n=64, warps=4)
-    frozen = Tile(m=32, n=64, k=32, warps=8) if wide else Tile(m=128, n=64, k=64, warps=8)
+    frozen = Tile(m=128, n=64, k=64, warps=8, stages=3 if large else 2)
+    if wide:
+        frozen = Tile(m=32, n=64, k=32, warps=8)
     return Tiles(
         shrink=narrow,
         factor=Tile(m=32 if large and wide else 64, n=32 if wide else 64, warps=8 if large else 4),
@@ -85,8 +87,9 @@ def candidates(kernel: str, rank: int) -> list[Tile]:
         shapes = [(64, 64, 4), (64, 128, 4), (128, 128, 8), (64, 256, 8), (32, 256, 4)]
         return [Tile(m=m, n=n, warps=warps, stages=1) for m, n, warps in shapes]
     if kernel == "both":
-        shapes = [(64, 32, 8)] if large else []
-        shapes += [(64, 64, 4), (128, 64, 4), (128, 64, 8), (256, 64, 8), (128, 32, 8)]
+        shapes = [(64, 64, 4), (128, 64, 4), (128, 64, 8), (256, 64, 8), (128, 32, 8)]
+        if large:
+            shapes = [(64, 32, 8), (32, 64, 8), (32, 32, 8), (64, 64, 8), (32, 32, 4)]
         return [
             Tile(m=m, n=n, warps=warps, stages=stages)
             for (m, n, warps), stages in product(shapes, (2, 3))
