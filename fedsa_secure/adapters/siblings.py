@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsa_kernels import lora_linears
+from fedsa_kernels.dispatch import together_pays
 from fedsa_kernels.lora_linears import LARGEST_RANK
 from fedsa_kernels.operands import product_dtype
+from fedsa_kernels.tables import Problem
 from fedsa_secure.adapters.layer import plain_weights
 from fedsa_secure.adapters.lora import LoRALinear
 
@@ -36,7 +38,8 @@ class Siblings:
     - under ``torch.compile``, which cannot see through what is kept from call to call;
     - while adapters drop inputs: each drops other ones, and there is no x to share;
     - while a hook is on one of them, as in private training: hooks may give each an x of its own;
-    - under inference mode, whose tensors do not count their changes.
+    - under inference mode, whose tensors do not count their changes;
+    - on a device for which nothing was measured, or on which layers are faster one by one.
 
     Guarantee: an output that is handed out is what its layer makes of this very x. It is made and
     taken within one call of the module, with neither x nor a weight or factor replaced or changed
@@ -110,7 +113,15 @@ class Siblings:
             or x.is_inference()
             or any(_is_hooked(layer) for layer in run)
             or any(plain_weights(layer.base)[0] is None for layer in run)
+            or not self._pays(run, x)
         )
+
+    def _pays(self, run: Run, x: Tensor) -> bool:
+        """Whether one op is faster here than one for each layer."""
+        rank, d_out = sum(each.total_rank for each in run), sum(each.d_out for each in run)
+        rows, d_in = x.numel() // x.shape[-1], x.shape[-1]
+        sizes = (rows, d_in, d_out, rank, self._context.clients)
+        return together_pays(Problem("lora_linears", product_dtype(x), *sizes), x.device)
 
 
 @dataclass(eq=False)

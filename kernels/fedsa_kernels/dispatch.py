@@ -17,7 +17,7 @@ from functools import cache
 import torch
 
 from fedsa_kernels.launch import interpreted
-from fedsa_kernels.tables import Measured, Problem, read_table
+from fedsa_kernels.tables import APART, Measured, Problem, read_table
 from fedsa_kernels.tiles import Tiles, default_tiles
 
 BACKENDS = ("reference", "cublas", "fused")
@@ -81,7 +81,21 @@ def _choice(
     if near is None:
         nothing = "nothing near this problem" if rows else "nothing"
         return Choice("reference", tiles, f"{nothing} was measured on {name}")
+    if near.fastest == APART:
+        return Choice("reference", tiles, f"layers are faster apart on {name} at {near.problem}")
     return Choice(near.fastest, tiles, f"fastest on {name} at {near.problem}")
+
+
+def together_pays(problem: Problem, device: torch.device) -> bool:
+    """Whether layers of one x are faster by one op than by one each.
+
+    On a CPU they are, as ``fedsa-secure bench kernels`` shows. On a GPU the table says so, or
+    whoever asks for a backend by the environment variable.
+    """
+    if device.type != "cuda" or os.environ.get(VARIABLE, "auto") not in ("", "auto"):
+        return True
+    near = _nearest(problem, read_table(device_name(device)))
+    return near is not None and near.fastest != APART
 
 
 def runs_kernels(op: str, backend: str | None, *operands: torch.Tensor) -> bool:

@@ -19,6 +19,8 @@ from fedsa_kernels.launch import Tile, rank_block
 from fedsa_kernels.tiles import KERNELS, Tiles, default_tiles
 
 VARIABLE = "FEDSA_KERNEL_TABLE"
+APART = "apart"
+"""Stands in a table for a backend where layers of one x are faster one by one."""
 TABLES = Path(__file__).parent / "tuned"
 
 
@@ -72,7 +74,7 @@ class Measured:
 
     Args:
         problem: op and sizes.
-        fastest: the backend.
+        fastest: the backend, or ``APART``.
         tiles: the fastest shape of every kernel's work.
     """
 

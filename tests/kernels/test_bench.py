@@ -25,6 +25,7 @@ from fedsa_kernels.bench import (
 )
 from fedsa_kernels.bench.inputs import SCALING, Inputs, draw
 from fedsa_kernels.bench.timing import Times, take_turns
+from fedsa_kernels.bench.work import draw_work, orders_of, results_of
 from fedsa_kernels.launch import Tile, interpreted
 from fedsa_kernels.tiles import KERNELS, default_tiles
 from fedsa_secure.bench import kernels as bench_kernels
@@ -38,6 +39,9 @@ SHAPES = [
     Shape(19, 11, 24, 3, clients=clients, op=op, dtype="float64")
     for op in ("lora_linear", "vera_linear")
     for clients in (1, 3)
+]
+BLOCKS = [
+    Shape(19, 33, 24, 9, clients=clients, op="lora_linears", dtype="float64") for clients in (1, 3)
 ]
 
 
@@ -67,6 +71,17 @@ def test_all_orders_do_the_same_work(order: str, shape: Shape) -> None:
     found = orders.joined(possible[order](inputs)(), inputs)
     for ours, expected in zip(found, by_formula(inputs), strict=True):
         assert torch.allclose(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", BLOCKS, ids=str)
+@pytest.mark.parametrize("order", ["peft", "apart", "reference"])
+def test_layers_of_one_x_do_the_same_work_in_every_order(order: str, shape: Shape) -> None:
+    block = draw_work(shape, CPU, seed=3)
+    found = results_of(orders_of(shape.op, CPU)[order](block)(), block)
+    ys, dxs, dAs, dBs = zip(*(by_formula(each) for each in block.layers), strict=True)
+    expected = [*ys, sum(dxs), *dAs, *dBs]
+    for ours, right in zip(found, expected, strict=True):
+        assert torch.allclose(ours, right, rtol=1e-10, atol=1e-10)
 
 
 def test_a_cpu_without_the_interpreter_has_no_kernels() -> None:
@@ -106,7 +121,7 @@ def test_wrong_numbers_are_refused_before_anything_is_timed(
         found = sound(op, device)
         return {**found, "cublas": planted}
 
-    monkeypatch.setattr(checks, "orders", spoiled)
+    monkeypatch.setattr(checks, "orders_of", spoiled)
     monkeypatch.setattr(measure, "time_orders", pytest.fail)
     shape = Shape(19, 11, 24, 3)
     with pytest.raises(WrongResultError, match=rf"cublas on lora 19→11.*{said}"):

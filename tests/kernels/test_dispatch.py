@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsa_kernels import dispatch, tables
-from fedsa_kernels.dispatch import choose
+from fedsa_kernels.dispatch import choose, together_pays
 from fedsa_kernels.launch import Tile, interpreted
 from fedsa_kernels.tables import Measured, Problem, write_table
 from fedsa_kernels.tiles import default_tiles
@@ -94,6 +94,23 @@ def test_an_unknown_backend_is_refused_by_name(source, monkeypatch):
 def test_kernels_on_a_cpu_are_refused():
     with pytest.raises(ValueError, match="TRITON_INTERPRET"):
         choose(PROBLEM, CPU, "fused")
+
+
+def test_layers_go_together_where_a_table_says_so_and_on_a_cpu(tmp_path, monkeypatch):
+    joint = Problem("lora_linears", torch.bfloat16, 8192, 1024, 3072, 48, 1)
+    far = Problem("lora_linears", torch.bfloat16, 8192, 16384, 3 * 16384, 48, 1)
+    tiles = default_tiles(joint.dtype, joint.rank)
+    rows = [Measured(joint, "cublas", tiles), Measured(far, "apart", tiles)]
+    write_table(tmp_path / "some-gpu.json", rows)
+    monkeypatch.setattr(tables, "TABLES", tmp_path)
+    monkeypatch.setattr(dispatch, "device_name", lambda device: "some-gpu")
+    assert together_pays(joint, GPU)
+    assert together_pays(far, CPU)
+    assert not together_pays(far, GPU)
+    assert choose(far, GPU).backend == "reference"
+    assert not together_pays(replace(joint, rows=64), GPU)  # not measured
+    monkeypatch.setenv("FEDSA_KERNELS", "cublas")
+    assert together_pays(replace(joint, rows=64), GPU)
 
 
 def test_a_table_of_ones_own_comes_before_the_packages(tmp_path, monkeypatch):

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedsa_kernels.bench.inputs import Inputs, draw
-from fedsa_kernels.bench.orders import joined, orders
 from fedsa_kernels.bench.shapes import Shape
+from fedsa_kernels.bench.work import Work, draw_work, orders_of, results_of
+from fedsa_kernels.dispatch import BACKENDS
 
 TOLERANCE = {"float32": 1e-5, "tf32": 2e-3, "float16": 4e-3, "bfloat16": 2e-2}
 """Largest error over the largest expected value, by the arithmetic of the products."""
@@ -28,6 +28,7 @@ CHECKED = (
     Shape(200, 136, 120, 100, clients=3),
     Shape(768, 768, 1024, 256, op="vera_linear"),
     Shape(264, 136, 390, 33, clients=3, op="vera_linear"),
+    Shape(264, 3 * 136, 390, 3 * 16, clients=3, op="lora_linears"),
 )
 """Even and odd sizes, small and large ranks, one client and many."""
 
@@ -53,7 +54,7 @@ class Check:
     @property
     def passed(self) -> bool:
         """Within the tolerance, which NaN never is, and the same twice where we promise it."""
-        ours = self.order in ("cublas", "fused", "reference")
+        ours = self.order in (*BACKENDS, "apart")
         return self.error <= TOLERANCE[self.arithmetic] and (self.same or not ours)
 
 
@@ -68,24 +69,24 @@ def check(shapes: tuple[Shape, ...], device: torch.device, seed: int) -> Iterato
     for shape in shapes:
         for arithmetic in _arithmetics(device):
             dtype = "float32" if arithmetic == "tf32" else arithmetic
-            inputs = draw(replace(shape, dtype=dtype), device, seed)
+            work = draw_work(replace(shape, dtype=dtype), device, seed)
             with _tf32(arithmetic == "tf32"):
-                yield from _check(inputs, arithmetic, device)
+                yield from _check(work, arithmetic, device)
 
 
-def _check(inputs: Inputs, arithmetic: str, device: torch.device) -> Iterator[Check]:
-    possible = orders(inputs.shape.op, device)
-    exact = inputs.double()
-    expected = joined(possible["reference"](exact)(), exact)
+def _check(work: Work, arithmetic: str, device: torch.device) -> Iterator[Check]:
+    possible = orders_of(work.shape.op, device)
+    exact = work.double()
+    expected = results_of(possible["reference"](exact)(), exact)
     for name, order in possible.items():
         if name in ("frozen", "peft compiled"):  # one has no adapter, the other takes minutes
             continue
-        step = order(inputs)
+        step = order(work)
         with _poisoned():
-            first, second = joined(step(), inputs), joined(step(), inputs)
+            first, second = results_of(step(), work), results_of(step(), work)
         errors = [_error(found, right) for found, right in zip(first, expected, strict=True)]
         same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        yield Check(inputs.shape, name, arithmetic, max(errors, key=_worst), same)
+        yield Check(work.shape, name, arithmetic, max(errors, key=_worst), same)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

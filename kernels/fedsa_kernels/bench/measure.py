@@ -8,15 +8,17 @@ from pathlib import Path
 
 import torch
 
+from fedsa_kernels.bench.blocks import LAYERS
 from fedsa_kernels.bench.ceilings import ceilings
 from fedsa_kernels.bench.checks import CHECKED, Check, check
-from fedsa_kernels.bench.inputs import Inputs, draw
-from fedsa_kernels.bench.orders import OURS, PLAIN, orders
+from fedsa_kernels.bench.inputs import draw
+from fedsa_kernels.bench.orders import OURS, PLAIN
 from fedsa_kernels.bench.roofline import Ceilings, predicted
 from fedsa_kernels.bench.shapes import CPU, DRY, GPU, Shape
 from fedsa_kernels.bench.timing import Times, take_turns
+from fedsa_kernels.bench.work import draw_work, orders_of
 from fedsa_kernels.launch import interpreted, rank_block
-from fedsa_kernels.tables import VARIABLE, Measured, write_table
+from fedsa_kernels.tables import APART, VARIABLE, Measured, write_table
 from fedsa_kernels.tiles import Tiles
 
 Report = Callable[[str], None]
@@ -150,28 +152,27 @@ def require_passed(checks: Sequence[Check]) -> None:
 
 def time_orders(shape: Shape, device: torch.device, top: Ceilings, turns: int) -> list[Timing]:
     """Every order on one shape; they take turns."""
-    sets = draw_sets(shape, device)
+    sets = [draw_work(shape, device, seed) for seed in range(sets_of(shape, device))]
     found = {
-        name: [order(each) for each in sets] for name, order in orders(shape.op, device).items()
+        name: [order(each) for each in sets] for name, order in orders_of(shape.op, device).items()
     }
     times = take_turns(found, device, turns)
     return [Timing(shape, name, each, predicted(shape, name, top)) for name, each in times.items()]
 
 
-def draw_sets(shape: Shape, device: torch.device) -> list[Inputs]:
-    """So many operands that a cache does not hold what it met one turn ago."""
+def sets_of(shape: Shape, device: torch.device) -> int:
+    """So many sets of operands that a cache does not hold what it met one turn ago."""
     cache = 2**25
     if device.type == "cuda":
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-    count = 1 if interpreted() else min(max(2, math.ceil(3 * cache / shape.bytes)), 12)
-    return [draw(shape, device, seed) for seed in range(count)]
+    return 1 if interpreted() else min(max(2, math.ceil(3 * cache / shape.bytes)), 12)
 
 
 def fastest(timings: Sequence[Timing]) -> dict[Shape, str]:
-    """The fastest of our backends for each shape."""
+    """The fastest of our backends for each shape, or that its layers are faster apart."""
     best: dict[Shape, Timing] = {}
     for each in timings:
-        if each.order in OURS:
+        if each.order in (*OURS, APART):
             held = best.get(each.shape)
             if held is None or each.times.p50 < held.times.p50:
                 best[each.shape] = each
@@ -182,6 +183,13 @@ def best_plain(timings: Sequence[Timing], shape: Shape) -> Timing:
     """The fastest order of plain torch for a shape."""
     plain = [each for each in timings if each.shape == shape and each.order in PLAIN]
     return min(plain, key=lambda each: each.times.p50)
+
+
+def as_one(shape: Shape) -> Shape:
+    """The single layer whose kernels are those of layers together: one of their joint rank."""
+    if shape.op != "lora_linears":
+        return shape
+    return replace(shape, op="lora_linear", d_out=shape.d_out // LAYERS)
 
 
 def name_of(device: torch.device) -> str:
@@ -199,12 +207,15 @@ def _tuned(plan: Plan, device: torch.device, report: Report) -> dict[Shape, Tile
     if device.type == "cuda":
         # One of each that makes other machine code.
         kinds = {(s.op, rank_block(s.rank), s.clients > 1, s.dtype): s for s in plan.shapes}
-        small = [draw(replace(s, rows=s.clients * 512), device, 0) for s in kinds.values()]
+        small = [draw(as_one(replace(s, rows=s.clients * 512)), device, 0) for s in kinds.values()]
         report(f"compiled {compile_ahead(small, os.cpu_count() or 1, plan.tiles)} kernels")
     found = {}
     for shape in plan.shapes:
         report(f"tuning {shape}")
-        found[shape] = tune(draw_sets(shape, device), plan.tiles)
+        count = sets_of(shape, device)
+        found[shape] = tune(
+            [draw(as_one(shape), device, seed) for seed in range(count)], plan.tiles
+        )
     return found
 
 

@@ -109,18 +109,18 @@ class _BaseFirst(torch.autograd.Function):
 
 
 def _peft(inputs: Inputs) -> Callable[[], list[Tensor]]:
-    module, trained = _peft_module(inputs)
+    module, trained = peft_module(inputs)
     run = partial(module, inputs.x)
     return lambda: _step(run, inputs.dy, [inputs.x, *trained])
 
 
 def _peft_compiled(inputs: Inputs) -> Callable[[], list[Tensor]]:
-    module, trained = _peft_module(inputs)
+    module, trained = peft_module(inputs)
     run = partial(torch.compile(module, dynamic=False), inputs.x)
     return lambda: _step(run, inputs.dy, [inputs.x, *trained])
 
 
-def _peft_module(inputs: Inputs) -> tuple[nn.Module, list[Tensor]]:
+def peft_module(inputs: Inputs) -> tuple[nn.Module, list[Tensor]]:
     """PEFT's module of one client, all in the dtype of x, and its two trained parameters."""
     from peft import LoraConfig, VeraConfig, get_peft_model
 

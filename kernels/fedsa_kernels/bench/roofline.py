@@ -164,6 +164,7 @@ ORDERS: dict[str, dict[str, Callable[[_Sizes], list[Kernel]]]] = {
         "cublas": _cublas,
         "fused": _fused,
     },
+    "lora_linears": {"frozen": _frozen},
     "vera_linear": {
         "frozen": _frozen,
         "peft": _vera_peft,

@@ -17,7 +17,8 @@ class Shape:
         rows: of x, of all clients.
         rank: of the adapters.
         clients: with equal segments of the rows.
-        op: ``lora_linear`` or ``vera_linear``.
+        op: ``lora_linear``, ``vera_linear``, or ``lora_linears`` for three layers of one x, whose
+            d_out and rank are those of all three together.
         dtype: of all operands.
     """
 
@@ -72,15 +73,21 @@ GPU = (
     square(768, 8192, 256, op="vera_linear"),
     square(4096, 4096, 256, op="vera_linear"),
     square(768, 4096, 256, clients=8, op="vera_linear"),
+    *(Shape(d, 3 * d, 8192, 3 * 16, op="lora_linears") for d in (768, 1024, 4096)),
+    Shape(768, 3 * 768, 4096, 3 * 8, clients=8, op="lora_linears"),
 )
 """RoBERTa's two sizes, Llama 8B's projections, one client and eight."""
 
-CPU = tuple(square(d, 128 * batch, 8, dtype="float32") for d in (384, 768) for batch in (1, 8))
-"""MiniLM's and BERT's width; 128 tokens, of one record and of eight."""
+CPU = (
+    *(square(d, 128 * batch, 8, dtype="float32") for d in (384, 768) for batch in (1, 8)),
+    *(Shape(d, 3 * d, 1024, 24, op="lora_linears", dtype="float32") for d in (384, 768)),
+)
+"""MiniLM's and BERT's width; 128 tokens, of one record and of eight; single layers and three."""
 
 DRY = (
     Shape(48, 32, 40, 4, dtype="float16"),
     Shape(48, 32, 36, 4, clients=3, dtype="float16"),
     Shape(48, 32, 40, 20, op="vera_linear", dtype="float16"),
+    Shape(48, 3 * 32, 40, 3 * 4, op="lora_linears", dtype="float16"),
 )
 """So small that Triton's interpreter works them off in seconds."""
