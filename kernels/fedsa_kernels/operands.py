@@ -28,27 +28,27 @@ def flat_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> Float[Ten
     return flat
 
 
-def client_products(
-    left: Float[Tensor, "client a b"], right: Float[Tensor, "client b c"]
-) -> Float[Tensor, "client a c"]:
-    """left·right, client by client.
+def by_client(x: Float[Tensor, "vector d"], clients: int) -> Float[Tensor, "*client row d"]:
+    """Rows by client, as matrices that ``@`` multiplies; a single client's is one plain matrix.
 
-    A single client's is taken as one plain product: a batch of one takes up to twice as long.
+    A batch of one takes MKL up to twice as long as the plain product.
     """
-    if len(left) == 1:
-        return torch.mm(left[0], right[0]).unsqueeze(0)
-    return torch.bmm(left, right)
+    return x if clients == 1 else x.view(clients, -1, x.shape[-1])
+
+
+def per_client(factor: Float[Tensor, "client a b"]) -> Float[Tensor, "*client a b"]:
+    """A factor as a partner of ``by_client``."""
+    return factor.squeeze(0)
 
 
 def onto_bias(
     bias: Float[Tensor, " c"] | None,
-    left: Float[Tensor, "client a b"],
-    right: Float[Tensor, "client b c"],
+    left: Float[Tensor, "*client a b"],
+    right: Float[Tensor, "*client b c"],
     scaling: float,
-) -> Float[Tensor, "client a c"]:
-    """``bias + scaling·left·right``, client by client."""
+) -> Float[Tensor, "*client a c"]:
+    """``bias + scaling·left·right``."""
     if bias is None:
-        return client_products(left, right).mul_(scaling)
-    if len(left) == 1:
-        return torch.addmm(bias, left[0], right[0], alpha=scaling).unsqueeze(0)
-    return torch.baddbmm(bias, left, right, alpha=scaling)
+        return (left @ right).mul_(scaling)
+    add = torch.addmm if left.dim() == 2 else torch.baddbmm
+    return add(bias, left, right, alpha=scaling)

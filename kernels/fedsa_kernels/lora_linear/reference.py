@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fedsa_kernels.dropout import dropout_factors
-from fedsa_kernels.operands import client_products, onto_bias
+from fedsa_kernels.operands import by_client, onto_bias, per_client
 
 
 def narrow(left: Tensor, right: Tensor) -> Tensor:
-    """right·leftᵀ for a left of few rows, as (left·rightᵀ)ᵀ. [C, m, r]
+    """right·leftᵀ for a left of few rows, as (left·rightᵀ)ᵀ. [*C, m, r]
 
     The short dimension comes first because MKL is faster that way round, which the simulator's
     benchmark shows; the gradient of B below is built so too.
     """
-    return client_products(left, right.transpose(1, 2)).transpose(1, 2).contiguous()
+    return (left @ right.mT).mT.contiguous()
 
 
 def forward(
@@ -36,24 +36,28 @@ def forward(
     Shapes: x [C·m, d_in], weight [d_out, d_in], bias [d_out], A [C, r, d_in], B [C, d_out, r],
     keys [C·m]; y [C·m, d_out], xa [C, m, r].
     """
-    clients, _, d_in = A.shape
+    clients, rank, _ = A.shape
     factors = dropout_factors(x, keys, p)
     dropped = x if factors is None else x * factors
-    xa = narrow(A, dropped.view(clients, -1, d_in))
-    return frozen_onto(x, weight, bias, xa, B, scaling), xa
+    xa = narrow(per_client(A), by_client(dropped, clients))
+    y = frozen_onto(x, weight, bias, xa, per_client(B), scaling)
+    return y, xa.view(clients, -1, rank)
 
 
 def frozen_onto(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, xa: Tensor, B: Tensor, scaling: float
 ) -> Tensor:
-    """The frozen product, accumulated onto ``bias + scaling·xa·Bᵀ``. Shapes as in ``forward``."""
-    y = onto_bias(bias, xa, B.transpose(1, 2), scaling).view(x.shape[0], -1)
+    """The frozen product, accumulated onto ``bias + scaling·xa·Bᵀ``.
+
+    Shapes: xa and B as ``by_client`` and ``per_client`` give them; the others as in ``forward``.
+    """
+    y = onto_bias(bias, xa, B.mT, scaling).view(x.shape[0], -1)
     return y if weight is None else y.addmm_(x, weight.t())
 
 
 def outer_grad(dy: Tensor, xa: Tensor, scaling: float) -> Tensor:
-    """The gradient of B. dy [C, m, d_out], xa [C, m, r]; returns [C, d_out, r]"""
-    return client_products(xa.transpose(1, 2), dy).mul_(scaling).transpose(1, 2).contiguous()
+    """The gradient of B. dy [*C, m, d_out], xa [*C, m, r]; returns [*C, d_out, r]"""
+    return (xa.mT @ dy).mul_(scaling).mT.contiguous()
 
 
 def backward(
@@ -73,20 +77,20 @@ def backward(
     Shapes: dy [C·m, d_out]; the others as in ``forward``.
     """
     needs_x, needs_a, needs_b = needs
-    clients, _, d_in = A.shape
-    dy_c = dy.view(clients, -1, dy.shape[-1])
-    dB = outer_grad(dy_c, xa, scaling) if needs_b else None
+    clients = len(A)
+    segments = by_client(dy, clients)
+    dB = outer_grad(segments, per_client(xa), scaling).view(B.shape) if needs_b else None
     if not needs_x and not needs_a:
         return None, None, dB
-    dxa = narrow(B.transpose(1, 2), dy_c).mul_(scaling)  # [C, m, r]
+    dxa = narrow(per_client(B).mT, segments).mul_(scaling)  # [*C, m, r]
     factors = dropout_factors(x, keys, p)
     dA = None
     if needs_a:
         dropped = x if factors is None else x * factors
-        dA = client_products(dxa.transpose(1, 2), dropped.view(clients, -1, d_in))
+        dA = (dxa.mT @ by_client(dropped, clients)).view(A.shape)
     dx = None
     if needs_x:
-        dx = client_products(dxa, A).view(-1, d_in)
+        dx = (dxa @ per_client(A)).view(x.shape)
         dx = dx if factors is None else dx.mul_(factors)
         dx = dx if weight is None else dx.addmm_(dy, weight)
     return dx, dA, dB

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fedsa_kernels.lora_linear.reference import frozen_onto, narrow, outer_grad
-from fedsa_kernels.operands import client_products
+from fedsa_kernels.operands import by_client, per_client
 
 
 def parts(xa: Tensor, Bs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The columns of xa that belong to each layer, as views. Each [C, m, r_i]"""
-    return torch.split(xa, [B.shape[2] for B in Bs], 2)
+    """The columns of xa that belong to each layer, as views. Each [*C, m, r_i]"""
+    return torch.split(xa, [B.shape[2] for B in Bs], -1)
 
 
 def forward(
@@ -31,10 +31,10 @@ def forward(
     Shapes: x [C·m, d_in], weights [d_out_i, d_in], biases [d_out_i], A [C, Σr, d_in], Bs
     [C, d_out_i, r_i]; y_i [C·m, d_out_i], xa [C, m, Σr].
     """
-    clients, _, d_in = A.shape
-    xa = narrow(A, x.view(clients, -1, d_in))
-    layers = zip(weights, biases, parts(xa, Bs), Bs, strict=True)
-    return [frozen_onto(x, *layer, scaling) for layer in layers], xa
+    clients, rank, _ = A.shape
+    xa = narrow(per_client(A), by_client(x, clients))
+    layers = zip(weights, biases, parts(xa, Bs), map(per_client, Bs), strict=True)
+    return [frozen_onto(x, *layer, scaling) for layer in layers], xa.view(clients, -1, rank)
 
 
 def backward(
@@ -52,20 +52,20 @@ def backward(
     Shapes: dys [C·m, d_out_i]; the others as in ``forward``.
     """
     needs_x, needs_a, *needs_b = needs
-    clients, _, d_in = A.shape
-    segments = [dy.view(clients, -1, dy.shape[-1]) for dy in dys]
-    layers = zip(segments, parts(xa, Bs), needs_b, strict=True)
-    dBs = [outer_grad(dy, part, scaling) if needed else None for dy, part, needed in layers]
+    segments = [by_client(dy, len(A)) for dy in dys]
+    layers = zip(segments, parts(per_client(xa), Bs), Bs, needs_b, strict=True)
+    dBs = [
+        outer_grad(dy, part, scaling).view(B.shape) if needed else None
+        for dy, part, B, needed in layers
+    ]
     if not needs_x and not needs_a:
         return None, None, dBs
-    products = [narrow(B.transpose(1, 2), dy) for B, dy in zip(Bs, segments, strict=True)]
-    dxa = torch.cat(products, 2).mul_(scaling)  # [C, m, Σr]
-    dA = None
-    if needs_a:
-        dA = client_products(dxa.transpose(1, 2), x.view(clients, -1, d_in))
+    products = [narrow(per_client(B).mT, dy) for B, dy in zip(Bs, segments, strict=True)]
+    dxa = torch.cat(products, -1).mul_(scaling)  # [*C, m, Σr]
+    dA = (dxa.mT @ by_client(x, len(A))).view(A.shape) if needs_a else None
     if not needs_x:
         return None, dA, dBs
-    dx = client_products(dxa, A).view(-1, d_in)
+    dx = (dxa @ per_client(A)).view(x.shape)
     for dy, weight in zip(dys, weights, strict=True):
         dx.addmm_(dy, weight)
     return dx, dA, dBs

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fedsa_kernels.dropout import dropout_factors
-from fedsa_kernels.operands import client_products, onto_bias
+from fedsa_kernels.operands import by_client, onto_bias, per_client
 
 
 def forward(
@@ -31,8 +31,8 @@ def forward(
     clients, rank = d.shape
     factors = dropout_factors(x, keys, p)
     xa = ((x if factors is None else x * factors) @ A.t()).view(clients, -1, rank)
-    inner, outer = xa * d[:, None], _scaled(B, b).transpose(1, 2)  # [C, m, r], [C, r, d_out]
-    y = onto_bias(bias, inner, outer, 1.0).view(x.shape[0], -1)
+    inner = per_client(xa * d[:, None])  # [*C, m, r]
+    y = onto_bias(bias, inner, _scaled(B, b).mT, 1.0).view(x.shape[0], -1)
     return y if weight is None else y.addmm_(x, weight.t()), xa
 
 
@@ -53,22 +53,22 @@ def backward(
     Shapes: dy [C·m, d_out]; the others as in ``forward``.
     """
     needs_x, needs_d, needs_b = needs
-    dy_c = dy.view(d.shape[0], -1, dy.shape[-1])
+    segments, scale = by_client(dy, len(d)), d[:, None]
     db = None
     if needs_b:  # the diagonal of dyᵀ·(inner·Bᵀ), without the product of that size
-        db = (client_products(dy_c.transpose(1, 2), xa * d[:, None]) * B).sum(2)
+        db = ((segments.mT @ per_client(xa * scale)) * B).sum(-1).view(b.shape)
     if not needs_x and not needs_d:
         return None, None, db
-    dinner = client_products(dy_c, _scaled(B, b))  # [C, m, r]
+    dinner = (segments @ _scaled(B, b)).view(xa.shape)
     dd = (dinner * xa).sum(1) if needs_d else None
     if not needs_x:
         return None, dd, db
-    dx = (dinner * d[:, None]).view(dy.shape[0], -1) @ A
+    dx = (dinner * scale).view(dy.shape[0], -1) @ A
     factors = dropout_factors(dx, keys, p)
     dx = dx if factors is None else dx.mul_(factors)
     return dx if weight is None else dx.addmm_(dy, weight), dd, db
 
 
 def _scaled(B: Tensor, b: Tensor) -> Tensor:
-    """diag(b_c)·B for every client. [C, d_out, r]"""
-    return b[:, :, None] * B
+    """diag(b_c)·B for every client. [*C, d_out, r]"""
+    return per_client(b[:, :, None] * B)
