@@ -22,10 +22,11 @@ from matplotlib import pyplot
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "kernels"), str(ROOT)]
 
-from record import RESULTS, append_row, environment  # noqa: E402 - found through the lines above
+from record import RESULTS, append_row, environment, write_block  # noqa: E402 - found through the lines above
 
 from fedsa_kernels.bench import Findings, Timing, best_plain  # noqa: E402 - likewise
-from fedsa_kernels.dispatch import device_name  # noqa: E402 - likewise
+from fedsa_kernels.dispatch import BACKENDS, device_name  # noqa: E402 - likewise
+from fedsa_kernels.launch import interpreted  # noqa: E402 - likewise
 from fedsa_secure.bench.kernels import bench_kernels  # noqa: E402 - likewise
 
 
@@ -74,12 +75,28 @@ def plot(timings: list[Timing], folder: Path) -> None:
     pyplot.close(figure)
 
 
+def table(timings: list[Timing]) -> str:
+    """Medians and ratios, for the README."""
+    lines = [
+        "| layer | order | µs | of frozen | of PEFT | of roofline |",
+        "|---|---|---|---|---|---|",
+    ]
+    for t in timings:
+        others = {o.order: o.times.p50 for o in timings if o.shape == t.shape}
+        bound = "–" if t.predicted is None else f"{t.times.p50 / t.predicted:.2f}"
+        ratios = [f"{t.times.p50 / others[name]:.2f}" for name in ("frozen", "peft")]
+        lines.append(
+            f"| {t.shape} | {t.order} | {t.times.p50 * 1e6:.0f} | {' | '.join(ratios)} | {bound} |"
+        )
+    return "\n".join(lines)
+
+
 def verdict(findings: Findings) -> str:
     """Each shape's fastest order of ours beside the best of plain torch."""
     lines = []
     for shape in dict.fromkeys(t.shape for t in findings.timings):
         of_shape = {t.order: t.times.p50 for t in findings.timings if t.shape == shape}
-        ours = min((n for n in ("reference", "cublas", "fused") if n in of_shape), key=of_shape.get)
+        ours = min((n for n in (*BACKENDS, "apart") if n in of_shape), key=of_shape.get)
         plain = best_plain(findings.timings, shape)
         lines.append(
             f"{shape}: {ours} {of_shape[ours] / of_shape['frozen']:.2f} of frozen, "
@@ -110,12 +127,15 @@ def main() -> None:
             append_row(arguments.out / "kernels.csv", row | around | {"device": findings.device})
         plot(findings.timings, arguments.out)
 
-    table = arguments.out / f"{name}.json"
-    findings, steps = bench_kernels(table, report, secrets.randbits(31), keep)
+    tuned = arguments.out / f"{name}.json"
+    findings, steps = bench_kernels(tuned, report, secrets.randbits(31), keep)
     for step in steps:
         row = step.model_dump() | around | {"device": findings.device}
         append_row(arguments.out / "kernels_steps.csv", row)
         print(step.name, f"{step.value:.4g} {step.unit}", step.ratio_to_baseline or "", flush=True)
+    if arguments.out == RESULTS and not interpreted():
+        around_table = f"{findings.device}, commit {around['commit']}\n\n{table(findings.timings)}"
+        write_block(ROOT / "benchmarks" / "README.md", "kernels", around_table)
     print(f"{len(findings.checks)} checks passed, largest error by arithmetic:")
     for arithmetic in dict.fromkeys(c.arithmetic for c in findings.checks):
         errors = [c.error for c in findings.checks if c.arithmetic == arithmetic]

@@ -17,7 +17,7 @@ from record import write_block  # noqa: E402 - found through the lines above
 
 from fedsa_kernels.bench import GPU, H200, Ceilings, predicted  # noqa: E402 - likewise
 
-ORDERS = ("peft", "base first", "reference", "cublas", "fused")
+ORDERS = ("peft", "base first", "apart", "reference", "cublas", "fused")
 
 
 def main() -> None:

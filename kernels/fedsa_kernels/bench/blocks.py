@@ -20,13 +20,11 @@ from torch.nn import functional
 
 from fedsa_kernels.bench.inputs import SCALING, Inputs, draw
 from fedsa_kernels.bench.orders import Results, Step, peft_module
-from fedsa_kernels.bench.shapes import Shape
+from fedsa_kernels.bench.shapes import LAYERS, Shape, as_one_layer
 from fedsa_kernels.dispatch import BACKENDS
 from fedsa_kernels.launch import interpreted
 from fedsa_kernels.lora_linear import lora_linear
 from fedsa_kernels.lora_linears import lora_linears
-
-LAYERS = 3
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Block:
 
 def draw_block(shape: Shape, device: torch.device, seed: int) -> Block:
     """Fresh numbers, of about one in size everywhere."""
-    one = replace(shape, d_out=shape.d_out // LAYERS, rank=shape.rank // LAYERS, op="lora_linear")
+    one = as_one_layer(shape)
     return Block.of(shape, [draw(one, device, seed * LAYERS + k) for k in range(LAYERS)])
 
 

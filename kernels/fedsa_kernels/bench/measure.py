@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from fedsa_kernels.bench.blocks import LAYERS
 from fedsa_kernels.bench.ceilings import ceilings
 from fedsa_kernels.bench.checks import CHECKED, Check, check
 from fedsa_kernels.bench.inputs import draw
 from fedsa_kernels.bench.orders import OURS, PLAIN
 from fedsa_kernels.bench.roofline import Ceilings, predicted
-from fedsa_kernels.bench.shapes import CPU, DRY, GPU, Shape
+from fedsa_kernels.bench.shapes import CPU, DRY, GPU, LAYERS, Shape
 from fedsa_kernels.bench.timing import Times, take_turns
 from fedsa_kernels.bench.work import draw_work, orders_of
 from fedsa_kernels.launch import interpreted, rank_block

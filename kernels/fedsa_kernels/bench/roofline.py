@@ -8,8 +8,9 @@ too cheap where a kernel cannot fill the device. Measured times belong beside th
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from fedsa_kernels.bench.shapes import Shape
+from fedsa_kernels.bench.shapes import LAYERS, Shape, as_one_layer
 from fedsa_kernels.launch import rank_block
 
 _ROWS, _STRIP = 128, 128
@@ -150,6 +151,35 @@ def _vera_fused(s: _Sizes) -> list[Kernel]:
     return [s.narrow(s.k), onto, s.narrow(s.n), s.narrow(s.n), onto]
 
 
+def _apart(s: _Sizes, order: Callable[[_Sizes], list[Kernel]]) -> list[Kernel]:
+    """Layers of one x by themselves; autograd adds their gradients of x up."""
+    one = _Sizes(as_one_layer(s.shape))
+    return order(one) * LAYERS + [s.passes(s.k, 3)] * (LAYERS - 1)
+
+
+def _together(s: _Sizes) -> list[Kernel]:
+    one = _Sizes(as_one_layer(s.shape))
+    forward = [s.narrow(s.k), *[one.narrow(one.n), one.frozen(onto=True)] * LAYERS]
+    factors = [*[one.narrow(one.n)] * (2 * LAYERS), s.narrow(s.k)]
+    return [*forward, *factors, s.narrow(s.k), *[one.frozen(onto=True)] * LAYERS]
+
+
+def _together_cublas(s: _Sizes) -> list[Kernel]:
+    one = _Sizes(as_one_layer(s.shape))
+    forward = [s.narrow(s.k), *[one.narrow(one.n), one.frozen(onto=True)] * LAYERS]
+    factors = [*one.both() * LAYERS, s.narrow(s.k)]
+    return [*forward, *factors, s.narrow(s.k), *[one.frozen(onto=True)] * LAYERS]
+
+
+def _together_fused(s: _Sizes) -> list[Kernel]:
+    one = _Sizes(as_one_layer(s.shape))
+    frozen, small = one.frozen(), s.e * s.r * (s.m + s.k + one.n)
+    both = Kernel(frozen.flops + 2 * s.m * one.n * s.r, frozen.bytes + small)
+    factors = [*one.both() * LAYERS, s.narrow(s.k)]
+    dx = [both, *[one.frozen(onto=True)] * (LAYERS - 1)]
+    return [s.narrow(s.k), *[both] * LAYERS, *factors, *dx]
+
+
 def _of_one(s: _Sizes) -> _Sizes:
     """The rows of one client: these orders know no others."""
     return _Sizes(s.shape, s.m // s.shape.clients)
@@ -164,7 +194,14 @@ ORDERS: dict[str, dict[str, Callable[[_Sizes], list[Kernel]]]] = {
         "cublas": _cublas,
         "fused": _fused,
     },
-    "lora_linears": {"frozen": _frozen},
+    "lora_linears": {
+        "frozen": partial(_apart, order=_frozen),
+        "peft": partial(_apart, order=_peft),
+        "apart": partial(_apart, order=_reference),
+        "reference": _together,
+        "cublas": _together_cublas,
+        "fused": _together_fused,
+    },
     "vera_linear": {
         "frozen": _frozen,
         "peft": _vera_peft,

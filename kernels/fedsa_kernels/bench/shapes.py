@@ -1,6 +1,6 @@
 """The sizes that are measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -57,6 +57,15 @@ class Shape:
 def square(d: int, rows: int, rank: int = 16, **others: object) -> Shape:
     """A layer as wide as it is high."""
     return Shape(d, d, rows, rank, **others)  # type: ignore[arg-type]
+
+
+LAYERS = 3
+"""That a shape of ``lora_linears`` stands for."""
+
+
+def as_one_layer(shape: Shape) -> Shape:
+    """One of the layers that a shape of ``lora_linears`` stands for."""
+    return replace(shape, d_out=shape.d_out // LAYERS, rank=shape.rank // LAYERS, op="lora_linear")
 
 
 GPU = (
