@@ -25,7 +25,13 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_few_rounds_of_the_default_learn(tmp_path: Path) -> None:
     """Fewer clients than by default, and balanced ones, so that the majority is no answer."""
     run = fedsa_secure.train(
-        output_dir=str(tmp_path / "run"), rounds=6, local_steps=8, clients=3, partition="iid"
+        output_dir=str(tmp_path / "run"),
+        rounds=4,
+        local_steps=8,
+        clients=3,
+        partition="iid",
+        evaluate_every=4,
+        cross_rows=0,
     )
     assert run.accuracy > run.majority + 0.1
     assert run.common_accuracy > 0.6

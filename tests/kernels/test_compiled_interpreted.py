@@ -16,7 +16,7 @@ from fedsa_secure.types import Role
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
 
 SCRIPT = Path(__file__).parents[1] / "compiled_models.py"
-ONE = ["bert-lora-bf16"]
+ONE = ["bert-vera-bf16"]
 ALL = [
     f"{family}-{kind}-{variant}"
     for family in ("bert", "llama")
