@@ -1,5 +1,6 @@
 """The kernels of the adapter ops, compiled for devices that are not here."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from fedsa_kernels.aot import TARGETS, Resources, resources_of_all
 from fedsa_kernels.launch import Launch, interpreted, recording
 from fedsa_kernels.lora_linear import triton as lora
+from fedsa_kernels.products.factor_grad import factor_grad
+from fedsa_kernels.products.shrink import shrink
 from fedsa_kernels.tiles import default_tiles
 from fedsa_kernels.vera_linear import triton as vera
 
@@ -81,3 +84,17 @@ def test_nothing_spills_and_everything_fits(dtype: torch.dtype, rank: int, p: fl
 def test_hoppers_tensor_cores_do_every_product(dtype: torch.dtype, rank: int, p: float):
     found = compiled(dtype, rank, p)["sm_90"]
     assert [name for name, each in found.items() if each.wgmma == 0] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("rank", [16, 256])
+def test_sums_in_parts_spill_nothing(dtype: torch.dtype, rank: int):
+    """A device with many multiprocessors gets parts, which are written in float32."""
+    tiles, rows = default_tiles(dtype, rank), CLIENTS * ROWS
+    z, P, q = (meta(*s, dtype=dtype) for s in ((rows, D_IN), (2, D_IN, rank), (2, ROWS, rank)))
+    with recording() as found:
+        shrink(z, P, 1.0, replace(tiles.shrink, splits=3))
+        factor_grad(z, q, 1.0, replace(tiles.factor, splits=3))
+    assert [launch.grid[1] for launch in found] == [3, 3 * CLIENTS]
+    for launch in resources_of_all(found, list(TARGETS.values())):
+        assert [each.spilled for each in launch] == [0] * len(TARGETS)

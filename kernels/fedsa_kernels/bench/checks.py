@@ -53,9 +53,14 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Within the tolerance, which NaN never is, and the same twice where we promise it."""
-        ours = self.order in (*BACKENDS, "apart")
-        return self.error <= TOLERANCE[self.arithmetic] and (self.same or not ours)
+        """Within the tolerance, which NaN never is, and the same twice.
+
+        Others may round four times as coarsely, and differ from run to run.
+        """
+        tolerance = TOLERANCE[self.arithmetic]
+        if self.order not in (*BACKENDS, "apart"):
+            return self.error <= 4 * tolerance
+        return self.error <= tolerance and self.same
 
 
 def check(shapes: tuple[Shape, ...], device: torch.device, seed: int) -> Iterator[Check]:

@@ -132,14 +132,14 @@ def peft_module(inputs: Inputs) -> tuple[nn.Module, list[Tensor]]:
     common: dict[str, Any] = {"r": shape.rank, "target_modules": ["linear"]}
     if inputs.d is None or inputs.b is None:
         alpha = round(SCALING * shape.rank)
-        model = get_peft_model(base, LoraConfig(**common, lora_alpha=alpha), "measured", False)
+        model = get_peft_model(base, LoraConfig(**common, lora_alpha=alpha), "measured")
         layer: Any = model.base_model.model.linear
         return layer, [
             _replace(layer.lora_A.measured, inputs.A[0]),
             _replace(layer.lora_B.measured, inputs.B[0]),
         ]
     config = VeraConfig(**common, save_projection=True)
-    model = get_peft_model(base, config, "measured", False)
+    model = get_peft_model(base, config, "measured")
     layer = model.base_model.model.linear
     layer.vera_A["measured"], layer.vera_B["measured"] = inputs.A, inputs.B
     layer.vera_lambda_d["measured"] = nn.Parameter(inputs.d[0].detach().clone())
