@@ -226,6 +226,8 @@ class AdaptedModel:
         if start is not None and "decoder_input_ids" not in some:
             some["decoder_input_ids"] = some["input_ids"].new_full((clients, 1), start)
         options: dict[str, Any] = {"use_cache": False} if self._keeps_cache else {}
+        if self._picks_positions:
+            options["logits_to_keep"] = 1
         with torch.no_grad(), self._autocast(), ExitStack() as stack:
             for siblings in self._unwatched:
                 stack.enter_context(siblings.watched())
