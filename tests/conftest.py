@@ -4,6 +4,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: no test may reach for a network
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Workers that run side by side share the cores: threads that wait for each other spin.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 from collections.abc import Callable, Iterator, Sequence
 
