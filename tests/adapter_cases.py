@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -199,3 +200,22 @@ def check_equal_to_plain(case: Case, tolerance: float, **options: Any) -> None:
     for ours, theirs, tensor in zip(actual, gradients, case.trained, strict=True):
         assert ours.dtype == tensor.dtype
         check_near(ours, theirs, tolerance)
+
+
+def check_no_rows(make: Callable[..., Case], backend: str | None) -> None:
+    """Nothing in, nothing out, and gradients of zero, as from nn.Linear."""
+    case = make(shape=(0, 7), dropout=True)
+    y = case.run(backend=backend)
+    assert y.shape == (0, 7, D_OUT)
+    for gradient, tensor in zip(
+        torch.autograd.grad(y.sum(), case.trained), case.trained, strict=True
+    ):
+        assert torch.equal(gradient, torch.zeros_like(tensor))
+
+
+def check_second_derivative_is_refused(case: Case) -> None:
+    """xa is kept as a number, so a second derivative would miss a term without a word."""
+    y = case.run()
+    [dx] = torch.autograd.grad(y.square().sum(), [case.x], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.square().sum().backward()

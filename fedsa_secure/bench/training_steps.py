@@ -5,6 +5,7 @@ products are made under autocast, as both libraries are used. With several clien
 the base together and PEFT's one after the other, each with its own rows.
 """
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -146,6 +147,7 @@ class _Found:
 def _measure(make: Callable[[], Step], device: torch.device, turns: int) -> _Found:
     """One order alone, so that the memory is its own."""
     gpu = device.type == "cuda"
+    gc.collect()  # the model before may be part of a cycle
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PEFT, about a model without a name
         step = make()
@@ -158,6 +160,7 @@ def _measure(make: Callable[[], Step], device: torch.device, turns: int) -> _Fou
     times = Times.of([_seconds(step) for _ in range(turns)])
     memory = torch.cuda.max_memory_allocated()
     del step
+    gc.collect()
     torch.cuda.empty_cache()
     return _Found(times, memory)
 

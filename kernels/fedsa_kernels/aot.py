@@ -81,7 +81,8 @@ def resources(launch: Launch, target: Target) -> Resources:
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for place, name in enumerate(names):
-        kind, constant, divisible = _specialised(given[name], name in launch.options)
+        kept = launch.kernel.params[place].do_not_specialize
+        kind, constant, divisible = _specialised(given[name], name in launch.options, kept)
         signature[name] = kind
         if kind == "constexpr":
             constants[(place,)] = constant
@@ -107,14 +108,14 @@ def resources_of_all(
         return [[each.result() for each in row] for row in waiting]
 
 
-def _specialised(value: Any, constant: bool) -> tuple[str, Any, bool]:
+def _specialised(value: Any, constant: bool, kept: bool) -> tuple[str, Any, bool]:
     """Type, constant and divisibility of an argument, as Triton's own launcher decides them."""
-    if constant or value is None or (isinstance(value, int) and value == 1):
+    if constant or value is None or (isinstance(value, int) and value == 1 and not kept):
         return "constexpr", value, False
     if isinstance(value, Tensor):
         return f"*{_TYPES[value.dtype]}", None, True
     if isinstance(value, int):
-        return "i32" if -(2**31) <= value < 2**31 else "i64", None, value % 16 == 0
+        return "i32" if -(2**31) <= value < 2**31 else "i64", None, value % 16 == 0 and not kept
     return "fp32", None, False
 
 

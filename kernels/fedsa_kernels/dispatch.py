@@ -12,12 +12,12 @@ a size far from everything that was measured, and the CPU get the reference: it 
 import math
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
 from fedsa_kernels.launch import interpreted
-from fedsa_kernels.tables import APART, Measured, Problem, read_table
+from fedsa_kernels.tables import APART, Measured, Problem, Table, read_table
 from fedsa_kernels.tiles import Tiles, default_tiles
 
 BACKENDS = ("reference", "cublas", "fused")
@@ -60,26 +60,30 @@ def choose(problem: Problem, device: torch.device, backend: str | None = None) -
         _require(asked, source, device)
     else:
         asked = None
-    return _choice(problem, device.type, name, read_table(name) if name else (), asked, source)
+    return _choice(problem, device.type, name, read_table(name) if name else None, asked, source)
 
 
-@cache
+@lru_cache(4096)
 def _choice(
     problem: Problem,
     kind: str,
     name: str,
-    rows: tuple[Measured, ...],
+    table: Table | None,
     asked: str | None,
     source: str,
 ) -> Choice:
-    near = _nearest(problem, rows)
+    if problem.dtype == torch.float64 or problem.rows == 0:
+        nothing = "float64" if problem.rows else "no rows"
+        tiles = default_tiles(problem.dtype, problem.rank)
+        return Choice("reference", tiles, f"there are no kernels for {nothing}")
+    near = _nearest(problem, table) if table else None
     tiles = near.tiles if near else default_tiles(problem.dtype, problem.rank)
     if asked is not None:
         return Choice(asked, tiles, f"{source} says so")
     if not name:
         return Choice("reference", tiles, f"there are no kernels for {kind}")
     if near is None:
-        nothing = "nothing near this problem" if rows else "nothing"
+        nothing = "nothing near this problem" if table and table.rows else "nothing"
         return Choice("reference", tiles, f"{nothing} was measured on {name}")
     if near.fastest == APART:
         return Choice("reference", tiles, f"layers are faster apart on {name} at {near.problem}")
@@ -94,7 +98,7 @@ def together_pays(problem: Problem, device: torch.device) -> bool:
     """
     if device.type != "cuda" or os.environ.get(VARIABLE, "auto") not in ("", "auto"):
         return True
-    near = _nearest(problem, read_table(device_name(device)))
+    near = _nearest(problem, read_table(device_name(device))) if problem.rows else None
     return near is not None and near.fastest != APART
 
 
@@ -128,14 +132,16 @@ def device_name(device: torch.device) -> str:
 def _require(asked: str, source: str, device: torch.device) -> None:
     if asked not in BACKENDS:
         raise ValueError(f"{source} asks for {asked!r}; there are {', '.join(BACKENDS)} and auto")
-    if asked != "reference" and device.type == "cpu" and not interpreted():
+    runs = device.type == "cuda" or (device.type == "cpu" and interpreted())
+    if asked != "reference" and not runs:
         raise ValueError(
-            f"{source} asks for {asked!r}, which needs a GPU; on a CPU it runs in Triton's "
-            "interpreter alone (TRITON_INTERPRET=1)"
+            f"{source} asks for {asked!r}, which needs a CUDA or ROCm GPU; on a CPU it "
+            "runs in Triton's interpreter alone (TRITON_INTERPRET=1)"
         )
 
 
-def _nearest(problem: Problem, rows: tuple[Measured, ...]) -> Measured | None:
+@lru_cache(4096)
+def _nearest(problem: Problem, table: Table) -> Measured | None:
     """The nearest measured problem, if one is near."""
-    near = min(rows, key=lambda row: problem.distance(row.problem), default=None)
+    near = min(table.rows, key=lambda row: problem.distance(row.problem), default=None)
     return near if near is not None and problem.distance(near.problem) <= _FAR else None

@@ -94,7 +94,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     """Run a kernel, or keep its launch, see ``recording``."""
     launches = _recorded.get()
     if launches is None:
-        kernel[grid](*arguments, **options)
+        # Triton launches on the current device, which need not be that of the operands.
+        first = next(each for each in arguments if isinstance(each, Tensor))
+        with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
+            kernel[grid](*arguments, **options)
     else:
         launches.append(Launch(kernel, grid, arguments, options))
 

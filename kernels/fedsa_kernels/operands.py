@@ -33,7 +33,7 @@ def by_client(x: Float[Tensor, "vector d"], clients: int) -> Float[Tensor, "*cli
 
     A batch of one takes MKL up to twice as long as the plain product.
     """
-    return x if clients == 1 else x.view(clients, -1, x.shape[-1])
+    return x if clients == 1 else x.view(clients, len(x) // clients, x.shape[-1])
 
 
 def per_client(factor: Float[Tensor, "client a b"]) -> Float[Tensor, "*client a b"]:

@@ -90,24 +90,42 @@ def write_table(path: Path, rows: Sequence[Measured]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def read_table(device: str) -> tuple[Measured, ...]:
-    """The rows for a device, by its name; none if nothing was measured on it. Read once.
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Everything that was measured on a device; a key by identity.
+
+    Args:
+        rows: in no order; empty if nothing was measured.
+    """
+
+    rows: tuple[Measured, ...] = ()
+
+
+def read_table(device: str) -> Table:
+    """The table for a device, by its name. A file is read once, see ``forget``.
 
     Raises:
         ValueError: if the file that the environment variable names is none, or no table.
     """
     named = os.environ.get(VARIABLE)
-    path = Path(named) if named else TABLES / f"{device}.json"
-    if named and not path.is_file():
-        raise ValueError(f"{VARIABLE} names {path}, which is no file")
-    return _read(path) if path.is_file() else ()
+    return _read(named, True) if named else _read(str(TABLES / f"{device}.json"), False)
+
+
+def forget() -> None:
+    """Read files again."""
+    _read.cache_clear()
 
 
 @cache
-def _read(path: Path) -> tuple[Measured, ...]:
+def _read(name: str, required: bool) -> Table:
+    path = Path(name)
+    if not path.is_file():
+        if required:
+            raise ValueError(f"{VARIABLE} names {path}, which is no file")
+        return Table()
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(_from_json(row) for row in rows)
+        return Table(tuple(_from_json(row) for row in rows))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no table of measured kernels: {error}") from error
 

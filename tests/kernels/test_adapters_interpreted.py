@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapter_cases import Case, check_equal_to_plain, lora_case, vera_case
+from adapter_cases import Case, check_equal_to_plain, check_no_rows, lora_case, vera_case
 from torch.utils.checkpoint import checkpoint
 
 from fedsa_kernels import dispatch
@@ -151,6 +151,25 @@ def test_tiles_change_no_result(make, backend, change, monkeypatch):
     case = make(shape=(6, 50), sizes=(70, 90, 5), dropout=True, dtype=torch.float32)
     check_equal_to_plain(case, TOLERANCE[torch.float32], backend=backend)
     dispatch._choice.cache_clear()
+
+
+def spread(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers with a gap after each."""
+    wide = tensor.detach().new_zeros(*tensor.shape, 2)
+    wide[..., 0] = tensor.detach()
+    return wide[..., 0].requires_grad_(tensor.requires_grad)
+
+
+def test_operands_may_have_gaps(make, backend):
+    case = make(dropout=True, dtype=torch.float32)
+    own = {name: None if t is None else spread(t) for name, t in vars(case).items()}
+    check_equal_to_plain(type(case)(**own), TOLERANCE[torch.float32], backend=backend)
+
+
+def test_what_kernels_cannot_do_falls_to_the_reference(make, backend):
+    """Float64, which they do not have, and a batch without rows."""
+    check_equal_to_plain(make(dropout=True), 1e-12, backend=backend)
+    check_no_rows(make, backend)
 
 
 def test_two_runs_agree_bit_for_bit(make, backend):

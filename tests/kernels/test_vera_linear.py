@@ -13,6 +13,8 @@ from adapter_cases import (
     P,
     check_equal_to_plain,
     check_near,
+    check_no_rows,
+    check_second_derivative_is_refused,
     vera_case,
 )
 from torch import Tensor
@@ -202,3 +204,11 @@ def test_compiled_op_gives_the_same_result(dropout, weight):
         results.append([y, *torch.autograd.grad(y.square().sum(), case.trained)])
     for eager, ours in zip(*results, strict=True):
         assert torch.equal(eager, ours)
+
+
+def test_a_batch_without_rows():
+    check_no_rows(vera_case, None)
+
+
+def test_a_second_derivative_is_refused():
+    check_second_derivative_is_refused(vera_case())

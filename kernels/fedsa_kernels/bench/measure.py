@@ -16,8 +16,8 @@ from fedsa_kernels.bench.roofline import Ceilings, predicted
 from fedsa_kernels.bench.shapes import CPU, DRY, GPU, LAYERS, Shape
 from fedsa_kernels.bench.timing import Times, take_turns
 from fedsa_kernels.bench.work import draw_work, orders_of
-from fedsa_kernels.launch import interpreted, rank_block
-from fedsa_kernels.tables import APART, VARIABLE, Measured, write_table
+from fedsa_kernels.launch import interpreted
+from fedsa_kernels.tables import APART, VARIABLE, Measured, forget, write_table
 from fedsa_kernels.tiles import Tiles
 
 Report = Callable[[str], None]
@@ -114,7 +114,7 @@ def run(
         report(f"checked {each.order} on {each.shape}: {each.error:.1e}")
     require_passed(checks)
     tuned = _tuned(plan, device, report)
-    if tuned:  # a file of its own: the dispatcher reads each once
+    if tuned:  # every backend with its tiles; which one is fastest is not known yet
         provisional = table.with_suffix(".tuning.json")
         write_table(provisional, _rows(tuned, {}))
         os.environ[VARIABLE] = str(provisional)
@@ -130,6 +130,7 @@ def run(
             write_table(table, _rows(tuned, fastest(timings)))
     if tuned:
         os.environ[VARIABLE] = str(table)
+        forget()
     return Findings(name_of(device), checks, named, timings)
 
 
@@ -151,6 +152,7 @@ def require_passed(checks: Sequence[Check]) -> None:
 
 def time_orders(shape: Shape, device: torch.device, top: Ceilings, turns: int) -> list[Timing]:
     """Every order on one shape; they take turns."""
+    torch.compiler.reset()  # PEFT's compiled layers count together against a limit
     sets = [draw_work(shape, device, seed) for seed in range(sets_of(shape, device))]
     found = {
         name: [order(each) for each in sets] for name, order in orders_of(shape.op, device).items()
@@ -204,9 +206,9 @@ def _tuned(plan: Plan, device: torch.device, report: Report) -> dict[Shape, Tile
     from fedsa_kernels.bench.tuning import compile_ahead, tune  # not every machine has Triton
 
     if device.type == "cuda":
-        # One of each that makes other machine code.
-        kinds = {(s.op, rank_block(s.rank), s.clients > 1, s.dtype): s for s in plan.shapes}
-        small = [draw(as_one(replace(s, rows=s.clients * 512)), device, 0) for s in kinds.values()]
+        # Rows make no other machine code; widths and ranks may.
+        kinds = dict.fromkeys(as_one(replace(s, rows=s.clients * 512)) for s in plan.shapes)
+        small = [draw(each, device, 0) for each in kinds]
         report(f"compiled {compile_ahead(small, os.cpu_count() or 1, plan.tiles)} kernels")
     found = {}
     for shape in plan.shapes:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fedsa_kernels.dispatch import Choice, choose
 from fedsa_kernels.lora_linear import reference
@@ -139,6 +140,7 @@ class _Eager(torch.autograd.Function):
         return output[0]
 
     @staticmethod
+    @once_differentiable  # xa is kept as a number: a second derivative would miss a term
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return _backward(_gradients, ctx, gradients[0], None)
 
@@ -185,9 +187,9 @@ def lora_linear(
     dtype = product_dtype(x)
     x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
     weight = None if weight is None else weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    bias = None if bias is None else bias.to(dtype).contiguous()
     flat = flat_segments(x, A.shape[0], "lora_linear")
-    flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
+    flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1).contiguous()
     inputs = (flat, weight, bias, A, B, scaling, dropout, flat_keys, backend)
     eager: Any = _Eager.apply
     y: Tensor = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else eager(*inputs)

@@ -41,7 +41,7 @@ def forward(
     dropped = x if factors is None else x * factors
     xa = narrow(per_client(A), by_client(dropped, clients))
     y = frozen_onto(x, weight, bias, xa, per_client(B), scaling)
-    return y, xa.view(clients, -1, rank)
+    return y, xa.view(clients, len(x) // clients, rank)
 
 
 def frozen_onto(
@@ -51,7 +51,7 @@ def frozen_onto(
 
     Shapes: xa and B as ``by_client`` and ``per_client`` give them; the others as in ``forward``.
     """
-    y = onto_bias(bias, xa, B.mT, scaling).view(x.shape[0], -1)
+    y = onto_bias(bias, xa, B.mT, scaling).view(len(x), B.shape[-2])
     return y if weight is None else y.addmm_(x, weight.t())
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fedsa_kernels.dispatch import Choice, choose
 from fedsa_kernels.lora_linears import reference
@@ -146,6 +147,7 @@ class _Eager(torch.autograd.Function):
         return tuple(ys)
 
     @staticmethod
+    @once_differentiable  # xa is kept as a number: a second derivative would miss a term
     def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad
         frozen = [None] * (2 * len(dys))
@@ -196,7 +198,7 @@ def lora_linears(
         raise ValueError(f"lora_linears: ranks of {A.shape[1]} together, over {LARGEST_RANK}")
     flat = flat_segments(x, A.shape[0], "lora_linears")
     frozen = [weight.to(dtype) for weight in weights]
-    added = [x.new_empty(0) if bias is None else bias.to(dtype) for bias in biases]
+    added = [x.new_empty(0) if bias is None else bias.to(dtype).contiguous() for bias in biases]
     outer = [B.to(dtype) for B in Bs]
     ys: Sequence[Tensor]
     if torch.compiler.is_compiling():

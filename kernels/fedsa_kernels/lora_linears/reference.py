@@ -34,7 +34,8 @@ def forward(
     clients, rank, _ = A.shape
     xa = narrow(per_client(A), by_client(x, clients))
     layers = zip(weights, biases, parts(xa, Bs), map(per_client, Bs), strict=True)
-    return [frozen_onto(x, *layer, scaling) for layer in layers], xa.view(clients, -1, rank)
+    ys = [frozen_onto(x, *layer, scaling) for layer in layers]
+    return ys, xa.view(clients, len(x) // clients, rank)
 
 
 def backward(

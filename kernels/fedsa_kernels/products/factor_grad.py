@@ -29,7 +29,7 @@ from fedsa_kernels.launch import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "parts"])  # batches differ in these
 @no_type_check
 def _factor_grad(
     z, q, p, d, grad, keys,

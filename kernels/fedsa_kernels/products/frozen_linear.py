@@ -23,7 +23,7 @@ Scales = tuple[Tensor, Tensor]
 """VeRA's b [C, d_out] and d [C, r], contiguous."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "blocks"])  # batches differ in these
 @no_type_check
 def _frozen_linear(  # noqa: C901 - branches on constants are the variants of one loop
     x, w, bias, a, q, p, b, d, keys, y,

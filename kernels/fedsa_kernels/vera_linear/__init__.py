@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fedsa_kernels.dispatch import Choice, choose
 from fedsa_kernels.operands import flat_segments, product_dtype
@@ -142,6 +143,7 @@ class _Eager(torch.autograd.Function):
         return output[0]
 
     @staticmethod
+    @once_differentiable  # xa is kept as a number: a second derivative would miss a term
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return _backward(_gradients, ctx, gradients[0], None)
 
@@ -188,11 +190,12 @@ def vera_linear(
     Source: Kopiczko et al., VeRA (ICLR 2024), §3.1, equation 2.
     """
     dtype = product_dtype(x)
-    x, A, B, d, b = x.to(dtype), A.to(dtype), B.to(dtype), d.to(dtype), b.to(dtype)
+    x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
+    d, b = d.to(dtype).contiguous(), b.to(dtype).contiguous()
     weight = None if weight is None else weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    bias = None if bias is None else bias.to(dtype).contiguous()
     flat = flat_segments(x, d.shape[0], "vera_linear")
-    flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1)
+    flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1).contiguous()
     inputs = (flat, weight, bias, A, B, d, b, dropout, flat_keys, backend)
     eager: Any = _Eager.apply
     y: Tensor = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else eager(*inputs)

@@ -30,9 +30,9 @@ def forward(
     """
     clients, rank = d.shape
     factors = dropout_factors(x, keys, p)
-    xa = ((x if factors is None else x * factors) @ A.t()).view(clients, -1, rank)
+    xa = ((x if factors is None else x * factors) @ A.t()).view(clients, len(x) // clients, rank)
     inner = per_client(xa * d[:, None])  # [*C, m, r]
-    y = onto_bias(bias, inner, _scaled(B, b).mT, 1.0).view(x.shape[0], -1)
+    y = onto_bias(bias, inner, _scaled(B, b).mT, 1.0).view(len(x), len(B))
     return y if weight is None else y.addmm_(x, weight.t()), xa
 
 
@@ -63,7 +63,7 @@ def backward(
     dd = (dinner * xa).sum(1) if needs_d else None
     if not needs_x:
         return None, dd, db
-    dx = (dinner * scale).view(dy.shape[0], -1) @ A
+    dx = (dinner * scale).view(len(dy), len(A)) @ A
     factors = dropout_factors(dx, keys, p)
     dx = dx if factors is None else dx.mul_(factors)
     return dx if weight is None else dx.addmm_(dy, weight), dd, db
