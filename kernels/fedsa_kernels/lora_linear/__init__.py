@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fedsa_kernels.dispatch import Choice, choose
+from fedsa_kernels.eager import eager
 from fedsa_kernels.lora_linear import reference
 from fedsa_kernels.operands import flat_segments, product_dtype
 from fedsa_kernels.tables import Problem
@@ -46,15 +46,7 @@ _forward_op = torch.library.custom_op("fedsa::lora_linear", _forward, mutates_ar
 
 @_forward_op.register_fake
 def _forward_fake(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    scaling: float,
-    p: float,
-    keys: Tensor | None,
-    backend: str | None,
+    x: Tensor, weight: Any, bias: Any, A: Tensor, B: Tensor, *_others: Any
 ) -> tuple[Tensor, Tensor]:
     clients, rank, _ = A.shape
     y = x.new_empty(x.shape[0], B.shape[1])
@@ -91,18 +83,9 @@ _gradients_op = torch.library.custom_op("fedsa::lora_linear_backward", _gradient
 
 @_gradients_op.register_fake
 def _gradients_fake(
-    dy: Tensor,
-    x: Tensor,
-    xa: Tensor,
-    weight: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    scaling: float,
-    p: float,
-    keys: Tensor | None,
-    backend: str | None,
-    needs: list[bool],
+    dy: Tensor, x: Tensor, xa: Tensor, weight: Any, A: Tensor, B: Tensor, *others: Any
 ) -> list[Tensor]:
+    needs = others[-1]
     return [x.new_empty(t.shape) for t, needed in zip((x, A, B), needs, strict=True) if needed]
 
 
@@ -130,19 +113,7 @@ def _backward(
 _forward_op.register_autograd(partial(_backward, _gradients_op), setup_context=_setup_context)
 
 
-class _Eager(torch.autograd.Function):
-    """The same without torch.library, whose way into Python takes longer than a small layer."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _forward(*inputs)
-        _setup_context(ctx, inputs, output)  # torch's own way to it binds the signature every time
-        return output[0]
-
-    @staticmethod
-    @once_differentiable  # xa is kept as a number: a second derivative would miss a term
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _backward(_gradients, ctx, gradients[0], None)
+_eager = eager(_forward, _setup_context, partial(_backward, _gradients))
 
 
 def lora_linear(
@@ -191,6 +162,5 @@ def lora_linear(
     flat = flat_segments(x, A.shape[0], "lora_linear")
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1).contiguous()
     inputs = (flat, weight, bias, A, B, scaling, dropout, flat_keys, backend)
-    eager: Any = _Eager.apply
-    y: Tensor = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else eager(*inputs)
+    y: Tensor = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else _eager(*inputs)
     return y.view(*x.shape[:-1], B.shape[1])
