@@ -5,7 +5,10 @@ training step to `results/kernels_steps.csv`, draws a plot per shape, and writes
 table, which belongs into `kernels/fedsa_kernels/tuned/`. Under TRITON_INTERPRET=1 it is a dry run:
 everything goes to `--out` and the times mean nothing. On a CPU it compares PEFT's order with ours.
 
-    python benchmarks/kernels/measure.py [--out FOLDER]
+    python benchmarks/kernels/measure.py [--out FOLDER] [--only TEXT] [--resume]
+
+What is found of a layer is written at once. After a run that was cut short, `--resume` checks
+again and goes on with the layers and steps that are missing.
 """
 
 import argparse
@@ -22,9 +25,9 @@ from matplotlib import pyplot
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "kernels"), str(ROOT)]
 
-from record import RESULTS, append_row, environment, write_block  # noqa: E402 - found through the lines above
+from record import RESULTS, append_row, environment, read_rows, write_block  # noqa: E402 - found through the lines above
 
-from fedsa_kernels.bench import Findings, Timing, best_plain  # noqa: E402 - likewise
+from fedsa_kernels.bench import Findings, Timing, best_plain, name_of  # noqa: E402 - likewise
 from fedsa_kernels.dispatch import BACKENDS, device_name  # noqa: E402 - likewise
 from fedsa_kernels.launch import interpreted  # noqa: E402 - likewise
 from fedsa_secure.bench.kernels import bench_kernels  # noqa: E402 - likewise
@@ -38,6 +41,7 @@ def rows(findings: Findings) -> list[dict[str, object]]:
         plain, top = best_plain(findings.timings, t.shape), findings.ceilings[t.shape.dtype]
         found.append(
             {
+                "layer": str(t.shape),
                 **vars(t.shape),
                 "order": t.order,
                 "p20_us": f"{t.times.p20 * 1e6:.2f}",
@@ -75,42 +79,59 @@ def plot(timings: list[Timing], folder: Path) -> None:
     pyplot.close(figure)
 
 
-def table(timings: list[Timing]) -> str:
+def table(found: list[dict[str, str]]) -> str:
     """Medians and ratios, for the README."""
     lines = [
         "| layer | order | µs | of frozen | of PEFT | of roofline |",
         "|---|---|---|---|---|---|",
     ]
-    for t in timings:
-        others = {o.order: o.times.p50 for o in timings if o.shape == t.shape}
-        bound = "–" if t.predicted is None else f"{t.times.p50 / t.predicted:.2f}"
-        ratios = [f"{t.times.p50 / others[name]:.2f}" for name in ("frozen", "peft")]
-        lines.append(
-            f"| {t.shape} | {t.order} | {t.times.p50 * 1e6:.0f} | {' | '.join(ratios)} | {bound} |"
-        )
+    for layer, orders in by_layer(found).items():
+        for order, row in orders.items():
+            taken = float(row["p50_us"])
+            bound = f"{taken / float(row['roofline_us']):.2f}" if row["roofline_us"] else "–"
+            ratios = [f"{taken / float(orders[name]['p50_us']):.2f}" for name in ("frozen", "peft")]
+            lines.append(f"| {layer} | {order} | {taken:.0f} | {' | '.join(ratios)} | {bound} |")
     return "\n".join(lines)
 
 
-def verdict(findings: Findings) -> str:
-    """Each shape's fastest order of ours beside the best of plain torch."""
-    lines = []
-    for shape in dict.fromkeys(t.shape for t in findings.timings):
-        of_shape = {t.order: t.times.p50 for t in findings.timings if t.shape == shape}
-        ours = min((n for n in (*BACKENDS, "apart") if n in of_shape), key=of_shape.get)
-        plain = best_plain(findings.timings, shape)
-        lines.append(
-            f"{shape}: {ours} {of_shape[ours] / of_shape['frozen']:.2f} of frozen, "
-            f"{of_shape[ours] / plain.times.p50:.2f} of {plain.order}"
+def verdict(found: list[dict[str, str]]) -> str:
+    """Each layer's fastest order of ours beside the best of plain torch; who loses is named."""
+    lines, lost = [], []
+    for layer, orders in by_layer(found).items():
+        ours = min(
+            (row for name, row in orders.items() if name in (*BACKENDS, "apart")),
+            key=lambda row: float(row["p50_us"]),
         )
-    return "\n".join(lines)
+        of_plain = float(ours["of_best_plain"])
+        lines.append(
+            f"{layer}: {ours['order']} {float(ours['of_frozen']):.2f} of frozen, "
+            f"{of_plain:.2f} of {ours['best_plain']}"
+        )
+        lost += [f"  {layer}: {ours['best_plain']}"] if of_plain > 1 else []
+    return "\n".join([*lines, f"plain torch is faster on {len(lost)} of {len(lines)}:", *lost])
+
+
+def by_layer(found: list[dict[str, str]]) -> dict[str, dict[str, dict[str, str]]]:
+    """The last row of every order, by layer; layers in the order of their first row."""
+    layers: dict[str, dict[str, dict[str, str]]] = {}
+    for row in found:
+        layers.setdefault(row["layer"], {})[row["order"]] = row
+    return layers
+
+
+def already(path: Path, around: dict[str, str]) -> list[dict[str, str]]:
+    """Rows that a run on this device and commit wrote before."""
+    same = ("device", "commit")
+    return [r for r in read_rows(path) if all(r[name] == around[name] for name in same)]
 
 
 def main() -> None:
     """Run everything and write it down."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
+    parser.add_argument("--only", default="", help="layers and steps with this in their names")
+    parser.add_argument("--resume", action="store_true", help="leave out what --out has")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
 
     def report(text: str) -> None:
@@ -118,29 +139,36 @@ def main() -> None:
 
     mpl.use("agg")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = device_name(device) if device.type == "cuda" else "dry-run"
-    around = environment() | {"triton": version("triton")}
+    around = environment() | {"triton": version("triton"), "device": name_of(device)}
+    layers, steps = (arguments.out / name for name in ("kernels.csv", "kernels_steps.csv"))
+    done = {r["layer"] for r in already(layers, around)}
+    done |= {r["name"].split(": ")[0] for r in already(steps, around)}
+
+    def wanted(name: str) -> bool:
+        return arguments.only in name and not (arguments.resume and name in done)
 
     def keep(findings: Findings) -> None:
         """At once: the whole takes minutes, and a device may be lent for less."""
         for row in rows(findings):
-            append_row(arguments.out / "kernels.csv", row | around | {"device": findings.device})
+            append_row(layers, row | around)
         plot(findings.timings, arguments.out)
 
-    tuned = arguments.out / f"{name}.json"
-    findings, steps = bench_kernels(tuned, report, secrets.randbits(31), keep)
-    for step in steps:
-        row = step.model_dump() | around | {"device": findings.device}
-        append_row(arguments.out / "kernels_steps.csv", row)
-        print(step.name, f"{step.value:.4g} {step.unit}", step.ratio_to_baseline or "", flush=True)
+    name = device_name(device) if device.type == "cuda" else "dry-run"
+    seed = secrets.randbits(31)
+    findings, taken = bench_kernels(arguments.out / f"{name}.json", report, seed, keep, wanted)
+    for workload in taken:
+        for step in workload:
+            append_row(steps, step.model_dump() | around)
+            print(step.name, f"{step.value:.4g} {step.unit}", step.ratio_to_baseline or "")
+    found = already(layers, around)
     if arguments.out == RESULTS and not interpreted():
-        around_table = f"{findings.device}, commit {around['commit']}\n\n{table(findings.timings)}"
-        write_block(ROOT / "benchmarks" / "README.md", "kernels", around_table)
+        text = f"{around['device']}, commit {around['commit']}\n\n{table(found)}"
+        write_block(ROOT / "benchmarks" / "README.md", "kernels", text)
     print(f"{len(findings.checks)} checks passed, largest error by arithmetic:")
     for arithmetic in dict.fromkeys(c.arithmetic for c in findings.checks):
         errors = [c.error for c in findings.checks if c.arithmetic == arithmetic]
         print(f"  {arithmetic}: {max(errors):.2e}")
-    print(verdict(findings))
+    print(verdict(found))
     report("done")
 
 

@@ -1,12 +1,14 @@
 """The adapter kernels on the device at hand, as rows."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fedsa_kernels.bench import Findings, Timing, plan_for, run
 from fedsa_kernels.launch import interpreted
+from fedsa_kernels.tables import Table, in_force
 from fedsa_secure.bench.training_steps import DRY, GPU, bench_training_steps
 from fedsa_secure.reporting.rows import Row
 
@@ -16,7 +18,8 @@ def bench_kernels(
     report: Callable[[str], None],
     seed: int,
     keep: Callable[[Findings], None] = lambda findings: None,
-) -> tuple[Findings, Iterator[Row]]:
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> tuple[Findings, Iterator[list[Row]]]:
     """Check every op, tune the kernels where there are any, and time every order of work.
 
     On a GPU everything; on a CPU PEFT's and our order; under ``TRITON_INTERPRET=1`` a dry run of
@@ -27,18 +30,32 @@ def bench_kernels(
         report: told what comes next.
         seed: of the numbers that are checked.
         keep: given what was found of every shape at once.
+        wanted: whether a shape or a workload of that name is measured.
 
     Returns:
-        What was found, and whole training steps beside PEFT's, measured as they are taken.
+        What was found, and whole training steps beside PEFT's, measured as they are taken: those of
+        one workload after the other.
 
     Raises:
         WrongResultError: if an op gives wrong numbers; nothing is timed then.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not interpreted() else "cpu")
-    findings = run(plan_for(device), device, table, report, seed, keep)
+    plan = plan_for(device)
+    plan = replace(plan, shapes=tuple(s for s in plan.shapes if wanted(str(s))))
+    findings = run(plan, device, table, report, seed, keep)
+    return findings, _training_steps(findings.table, device, report, wanted)
+
+
+def _training_steps(
+    table: Table,
+    device: torch.device,
+    report: Callable[[str], None],
+    wanted: Callable[[str], bool],
+) -> Iterator[list[Row]]:
     gpu = device.type == "cuda"
-    steps = bench_training_steps(GPU if gpu else DRY, device, 15 if gpu else 3, report)
-    return findings, steps
+    workloads = tuple(w for w in (GPU if gpu else DRY) if wanted(str(w)))
+    with in_force(table):
+        yield from bench_training_steps(workloads, device, 15 if gpu else 3, report)
 
 
 def rows_of(findings: Findings) -> list[Row]:

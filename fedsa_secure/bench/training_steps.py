@@ -64,7 +64,8 @@ class Workload:
         return self.clients * self.rows * self.tokens
 
     def __str__(self) -> str:
-        return f"{self.name}, B={self.rows}, T={self.tokens}"
+        clients = "" if self.clients == 1 else f", {self.clients} clients"
+        return f"{self.name}, B={self.rows}, T={self.tokens}{clients}"
 
 
 def _roberta(**sizes: int) -> PreTrainedModel:
@@ -115,7 +116,7 @@ def bench_training_steps(
     device: torch.device,
     turns: int,
     report: Callable[[str], None],
-) -> Iterator[Row]:
+) -> Iterator[list[Row]]:
     """Measure each workload by PEFT and by every backend of ours that runs here.
 
     Args:
@@ -125,15 +126,17 @@ def bench_training_steps(
         report: told what comes next.
 
     Yields:
-        Tokens per second, and on a GPU the most memory that was held, each beside PEFT's.
+        Of one workload after the other: tokens per second, and on a GPU the most memory that was
+        held, each beside PEFT's.
     """
     for workload in workloads:
-        base = None
+        base, rows = None, []
         for name, make in _orders(device).items():
-            report(f"{workload}, {workload.clients} clients: {name}")
+            report(f"{workload}: {name}")
             found = _measure(partial(make, workload, device), device, turns)
             base = base or found
-            yield from _rows(workload, name, found, base)
+            rows += _rows(workload, name, found, base)
+        yield rows
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from fedsa_secure.cli import terminal
+from fedsa_secure.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Measure this library on this machine."
@@ -63,7 +64,7 @@ def _bench_dp(
 def _bench_kernels(
     table: Annotated[
         Path | None,
-        typer.Option(help="keep what was fastest here, for FEDSA_KERNEL_TABLE to name"),
+        typer.Option(help="add what was fastest here, for FEDSA_KERNEL_TABLE to name"),
     ] = None,
     seed: Annotated[int, typer.Option(help="of the numbers that the check draws")] = 0,
     json: terminal.Json = None,
@@ -74,16 +75,22 @@ def _bench_kernels(
     times mean nothing.
     """
     from fedsa_kernels.bench import WrongResultError
+    from fedsa_kernels.tables import Table as MeasuredTable
     from fedsa_secure.bench import write_rows
     from fedsa_secure.bench.kernels import bench_kernels, rows_of
 
     terminal.require_places(json=json, table=table)
+    if table is not None and table.exists():
+        try:
+            MeasuredTable.read(table)
+        except ValueError as error:
+            raise ConfigError("table", str(error), "give another file") from None
     with terminal.console.status("") as status, TemporaryDirectory() as folder:
         try:
             findings, more = bench_kernels(table or Path(folder) / "table", status.update, seed)
-            steps = list(more)
+            steps = [row for workload in more for row in workload]
         except WrongResultError as error:
-            terminal.console.print(f"wrong results, so nothing was timed:\n{error}", style="red")
+            terminal.console.print(f"wrong results:\n{error}", style="red")
             raise typer.Exit(1) from None
     rows = rows_of(findings)
     terminal.console.print(_bench_table(findings.device, rows, ("of frozen", "of bound")))

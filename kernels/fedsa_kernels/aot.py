@@ -71,10 +71,25 @@ _TYPES = {
     torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
     torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8",
 }  # fmt: skip
+_COMPILER = ("num_warps", "num_stages")
+"""Options of a launch that are the compiler's and not the kernel's."""
 
 
 def resources(launch: Launch, target: Target) -> Resources:
     """Compile one launch for a device, specialised as it would be there."""
+    options = {name: launch.options[name] for name in _COMPILER}
+    compiled = triton.compile(_source(launch), target=target.gpu, options=options)
+    return _read(compiled, target)
+
+
+def machine_code(launch: Launch) -> str:
+    """A name of the machine code that a launch runs: equal names, one compilation."""
+    options = [f"{name}={launch.options[name]}" for name in _COMPILER]
+    return " ".join([str(_source(launch).hash()), *options])
+
+
+def _source(launch: Launch) -> ASTSource:
+    """The kernel with all that its machine code depends on."""
     names = launch.kernel.arg_names
     given = dict(zip(names, launch.arguments, strict=False)) | launch.options
     signature: dict[str, str] = {}
@@ -88,10 +103,7 @@ def resources(launch: Launch, target: Target) -> Resources:
             constants[(place,)] = constant
         if divisible:
             attributes[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = {name: launch.options[name] for name in ("num_warps", "num_stages")}
-    compiled = triton.compile(source, target=target.gpu, options=options)
-    return _read(compiled, target)
+    return ASTSource(launch.kernel, signature, constants, attributes)
 
 
 def resources_of_all(

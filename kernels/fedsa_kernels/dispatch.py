@@ -60,7 +60,7 @@ def choose(problem: Problem, device: torch.device, backend: str | None = None) -
         _require(asked, source, device)
     else:
         asked = None
-    return _choice(problem, device.type, name, read_table(name) if name else None, asked, source)
+    return _choice(problem, device.type, name, read_table(name), asked, source)
 
 
 @lru_cache(4096)
@@ -68,7 +68,7 @@ def _choice(
     problem: Problem,
     kind: str,
     name: str,
-    table: Table | None,
+    table: Table,
     asked: str | None,
     source: str,
 ) -> Choice:
@@ -76,14 +76,14 @@ def _choice(
         nothing = "float64" if problem.rows else "no rows"
         tiles = default_tiles(problem.dtype, problem.rank)
         return Choice("reference", tiles, f"there are no kernels for {nothing}")
-    near = _nearest(problem, table) if table else None
+    near = _nearest(problem, table)
     tiles = near.tiles if near else default_tiles(problem.dtype, problem.rank)
     if asked is not None:
         return Choice(asked, tiles, f"{source} says so")
     if not name:
         return Choice("reference", tiles, f"there are no kernels for {kind}")
     if near is None:
-        nothing = "nothing near this problem" if table and table.rows else "nothing"
+        nothing = "nothing near this problem" if table.rows else "nothing"
         return Choice("reference", tiles, f"{nothing} was measured on {name}")
     if near.fastest == APART:
         return Choice("reference", tiles, f"layers are faster apart on {name} at {near.problem}")

@@ -7,7 +7,8 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -50,22 +51,25 @@ class Problem:
         sizes = f"{self.rows} rows, {self.d_in} to {self.d_out}, rank {self.rank}"
         return f"{sizes}, {self.clients} clients, {str(self.dtype).removeprefix('torch.')}"
 
-    def distance(self, other: "Problem") -> float:
-        """The largest factor between their rows or either of their widths, as a logarithm.
+    def distance(self, measured: "Problem") -> float:
+        """The largest factor between their rows, widths or blocks of ranks, as a logarithm.
 
-        Infinite for another op, another width of numbers, another block of ranks, and between one
-        client and many.
+        Infinite for another op, another width of numbers, between one client and many, and where
+        the measured rank is smaller: its tiles need not fit a larger one.
         """
         same = (
-            self.op == other.op
-            and self.dtype.itemsize == other.dtype.itemsize
-            and rank_block(self.rank) == rank_block(other.rank)
-            and (self.clients > 1) == (other.clients > 1)
+            self.op == measured.op
+            and self.dtype.itemsize == measured.dtype.itemsize
+            and rank_block(self.rank) <= rank_block(measured.rank)
+            and (self.clients > 1) == (measured.clients > 1)
         )
         if not same:
             return math.inf
-        ours, theirs = (self.rows, self.d_in, self.d_out), (other.rows, other.d_in, other.d_out)
-        return max(abs(math.log(a / b)) for a, b in zip(ours, theirs, strict=True))
+        pairs = zip(self._sizes(), measured._sizes(), strict=True)
+        return max(abs(math.log(a / b)) for a, b in pairs)
+
+    def _sizes(self) -> tuple[int, ...]:
+        return self.rows, self.d_in, self.d_out, rank_block(self.rank)
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,6 @@ class Measured:
     tiles: Tiles
 
 
-def write_table(path: Path, rows: Sequence[Measured]) -> None:
-    """Keep a table, over the one that was there."""
-    text = json.dumps([_as_json(row) for row in rows], indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 @dataclass(frozen=True, eq=False)
 class Table:
     """Everything that was measured on a device; a key by identity.
@@ -100,34 +97,70 @@ class Table:
 
     rows: tuple[Measured, ...] = ()
 
+    def with_row(self, row: Measured) -> "Table":
+        """With a row more, instead of the one of the same problem."""
+        others = (each for each in self.rows if each.problem != row.problem)
+        return Table((*others, row))
+
+    @classmethod
+    def read(cls, path: Path) -> "Table":
+        """What ``write`` wrote.
+
+        Raises:
+            ValueError: if it is no table.
+        """
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            return cls(tuple(_from_json(row) for row in rows))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is no table of measured kernels: {error}") from error
+
+    def write(self, path: Path) -> None:
+        """Keep it, instead of what was there."""
+        text = json.dumps([_as_json(row) for row in self.rows], indent=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+_in_force: list[Table] = []
+"""Not a context variable: gradients are made by other threads."""
+
+
+@contextmanager
+def in_force(table: Table) -> Iterator[None]:
+    """Let a table decide, whatever the device is and whatever the environment names."""
+    _in_force.append(table)
+    try:
+        yield
+    finally:
+        _in_force.pop()
+
 
 def read_table(device: str) -> Table:
-    """The table for a device, by its name. A file is read once, see ``forget``.
+    """The table for a device, by its name; empty for none. A file is read once.
 
     Raises:
         ValueError: if the file that the environment variable names is none, or no table.
     """
+    if _in_force:
+        return _in_force[-1]
     named = os.environ.get(VARIABLE)
+    if not device:
+        return _EMPTY
     return _read(named, True) if named else _read(str(TABLES / f"{device}.json"), False)
 
 
-def forget() -> None:
-    """Read files again."""
-    _read.cache_clear()
+_EMPTY = Table()
 
 
 @cache
 def _read(name: str, required: bool) -> Table:
     path = Path(name)
-    if not path.is_file():
-        if required:
-            raise ValueError(f"{VARIABLE} names {path}, which is no file")
-        return Table()
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return Table(tuple(_from_json(row) for row in rows))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no table of measured kernels: {error}") from error
+    if path.is_file():
+        return Table.read(path)
+    if required:
+        raise ValueError(f"{VARIABLE} names {path}, which is no file")
+    return _EMPTY
 
 
 def _as_json(row: Measured) -> dict[str, Any]:

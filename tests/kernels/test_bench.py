@@ -162,12 +162,12 @@ def test_tuning_keeps_the_fastest_tile_of_every_kernel(monkeypatch: pytest.Monke
     seen: dict[str, list[Tile]] = {}
     wanted = {}
     for kernel in KERNELS:
-        seen[kernel] = tuning._tried(kernel, inputs, None)
+        seen[kernel] = tuning._tried(kernel, inputs.shape, None)
         wanted[kernel] = seen[kernel][len(kernel) % len(seen[kernel])]
     spilling = next(tile for tile in seen["frozen"] if tile != wanted["frozen"])
     broken = {kernel: tiles[0] for kernel, tiles in seen.items() if tiles[0] != wanted[kernel]}
 
-    def works(_inputs: Inputs) -> dict:
+    def kernel_steps(_inputs: Inputs) -> dict:
         return {kernel: lambda tile, kernel=kernel: (kernel, tile) for kernel in KERNELS}
 
     def seconds(steps, _device) -> float | None:
@@ -186,8 +186,8 @@ def test_tuning_keeps_the_fastest_tile_of_every_kernel(monkeypatch: pytest.Monke
             for name in tasks
         }
 
-    monkeypatch.setattr(tuning, "_works", works)
-    monkeypatch.setattr(tuning, "_fits", lambda work, tile: tile != spilling)
+    monkeypatch.setattr(tuning, "kernel_steps", kernel_steps)
+    monkeypatch.setattr(tuning, "runs", lambda step: step()[1] != spilling)
     monkeypatch.setattr(tuning, "_seconds", seconds)
     monkeypatch.setattr(tuning, "take_turns", turns)
     found = tuning.tune([inputs])
@@ -211,7 +211,7 @@ def test_times_are_percentiles_and_tasks_take_turns() -> None:
 
 
 def test_training_steps_are_compared_with_pefts() -> None:
-    rows = list(bench_training_steps(DRY, CPU, 2, lambda _: None))
+    rows = [row for rows in bench_training_steps(DRY, CPU, 2, lambda _: None) for row in rows]
     named = {(row.name.split(": ")[1], row.n): row for row in rows}
     assert set(named) == {(name, n) for name in ("PEFT", "reference") for n in (1, 2)}
     for (name, n), row in named.items():

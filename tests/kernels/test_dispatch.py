@@ -1,5 +1,6 @@
 """Which backend an op runs on, and that it says why."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from fedsa_kernels import dispatch, tables
 from fedsa_kernels.dispatch import choose, together_pays
 from fedsa_kernels.launch import Tile, interpreted
-from fedsa_kernels.tables import Measured, Problem, write_table
+from fedsa_kernels.tables import Measured, Problem, Table, in_force
 from fedsa_kernels.tiles import default_tiles
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -26,7 +27,8 @@ def row(fastest: str, rows: int, width: int) -> Measured:
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with a table of two shapes."""
-    write_table(tmp_path / "some-gpu.json", [row("cublas", 8192, 4096), row("fused", 8192, 1024)])
+    rows = row("cublas", 8192, 4096), row("fused", 8192, 1024)
+    Table(rows).write(tmp_path / "some-gpu.json")
     monkeypatch.setattr(tables, "TABLES", tmp_path)
     monkeypatch.setattr(dispatch, "device_name", lambda device: "some-gpu")
 
@@ -53,6 +55,42 @@ def test_the_nearest_measured_shape_decides(rows, width, backend):
     assert choice.backend == backend
     assert "some-gpu" in choice.reason
     assert (choice.tiles.frozen, choice.tiles.both) == (TUNED, None)
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_measured_rank_serves_smaller_ones():
+    small = replace(PROBLEM, rank=1)
+    assert choose(small, GPU).backend == "cublas"
+    large = Measured(replace(PROBLEM, rank=64), "fused", default_tiles(PROBLEM.dtype, 64))
+    both = Table((row("cublas", 8192, 4096), large))
+    with in_force(both):
+        assert choose(PROBLEM, GPU).backend == "cublas"  # the nearest rank
+        assert choose(replace(PROBLEM, rank=17), GPU).backend == "fused"
+        assert choose(replace(PROBLEM, rank=65), GPU).backend == "reference"
+    with in_force(Table((large,))):
+        assert choose(PROBLEM, GPU).backend == "fused"
+        assert choose(replace(PROBLEM, rows=4 * 8192), GPU).backend == "fused"
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_table_in_force_decides_for_all_threads_and_ends(monkeypatch):
+    monkeypatch.setenv("FEDSA_KERNEL_TABLE", "no such file")
+    with ThreadPoolExecutor(1) as pool:
+        with in_force(Table((row("fused", 8192, 4096),))):
+            assert pool.submit(choose, PROBLEM, GPU).result().backend == "fused"
+            with in_force(Table()):
+                assert choose(PROBLEM, GPU).backend == "reference"
+            assert choose(PROBLEM, GPU).backend == "fused"
+            assert choose(PROBLEM, CPU).backend == "reference"
+        with pytest.raises(ValueError, match="no such file"):
+            choose(PROBLEM, GPU)
+
+
+def test_a_table_is_read_as_it_was_written_and_holds_one_row_of_a_problem(tmp_path):
+    first, other, again = row("cublas", 8, 16), row("fused", 8, 32), row("fused", 8, 16)
+    table = Table().with_row(first).with_row(other).with_row(again)
+    table.write(tmp_path / "folder" / "table.json")
+    assert set(Table.read(tmp_path / "folder" / "table.json").rows) == {other, again}
 
 
 @pytest.mark.usefixtures("measured")
@@ -100,8 +138,8 @@ def test_layers_go_together_where_a_table_says_so_and_on_a_cpu(tmp_path, monkeyp
     joint = Problem("lora_linears", torch.bfloat16, 8192, 1024, 3072, 48, 1)
     far = Problem("lora_linears", torch.bfloat16, 8192, 16384, 3 * 16384, 48, 1)
     tiles = default_tiles(joint.dtype, joint.rank)
-    rows = [Measured(joint, "cublas", tiles), Measured(far, "apart", tiles)]
-    write_table(tmp_path / "some-gpu.json", rows)
+    rows = Measured(joint, "cublas", tiles), Measured(far, "apart", tiles)
+    Table(rows).write(tmp_path / "some-gpu.json")
     monkeypatch.setattr(tables, "TABLES", tmp_path)
     monkeypatch.setattr(dispatch, "device_name", lambda device: "some-gpu")
     assert together_pays(joint, GPU)
@@ -114,7 +152,7 @@ def test_layers_go_together_where_a_table_says_so_and_on_a_cpu(tmp_path, monkeyp
 
 
 def test_a_table_of_ones_own_comes_before_the_packages(tmp_path, monkeypatch):
-    write_table(tmp_path / "mine.json", [row("fused", 8192, 4096)])
+    Table((row("fused", 8192, 4096),)).write(tmp_path / "mine.json")
     monkeypatch.setattr(dispatch, "device_name", lambda device: "unknown-gpu")
     monkeypatch.setenv("FEDSA_KERNEL_TABLE", str(tmp_path / "mine.json"))
     assert choose(PROBLEM, GPU).backend == "fused"

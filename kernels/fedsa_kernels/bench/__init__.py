@@ -8,6 +8,7 @@ from fedsa_kernels.bench.measure import (
     Timing,
     WrongResultError,
     best_plain,
+    name_of,
     plan_for,
     run,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Timing",
     "WrongResultError",
     "best_plain",
+    "name_of",
     "plan_for",
     "predicted",
     "run",

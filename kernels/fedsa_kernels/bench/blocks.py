@@ -44,6 +44,11 @@ class Block:
         """What is trained besides x: every A, then every B."""
         return [*(each.A for each in self.layers), *(each.B for each in self.layers)]
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.layers[0].device
+
     def double(self) -> "Block":
         """The same numbers in float64, as leaves of their own."""
         return self.of(self.shape, [each.double() for each in self.layers])

@@ -4,16 +4,17 @@ Each check draws fresh numbers, fills every output with NaN before it is written
 float64, and runs twice for the same bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fedsa_kernels.bench.shapes import Shape
+from fedsa_kernels.bench.shapes import Shape, ragged
 from fedsa_kernels.bench.work import Work, draw_work, orders_of, results_of
 from fedsa_kernels.dispatch import BACKENDS
+from fedsa_kernels.launch import Launch
 
 TOLERANCE = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 2e-2}
 """Largest error over the largest expected value, by the arithmetic of the products."""
@@ -71,22 +72,50 @@ def check(shapes: tuple[Shape, ...], device: torch.device, seed: int) -> Iterato
         device: what is checked.
         seed: of the numbers.
     """
+    # One has no adapter, the other takes minutes.
+    left_out = ("frozen", "peft compiled")
+    for work, arithmetic in _works(shapes, device, seed):
+        names = [name for name in orders_of(work.shape.op, device) if name not in left_out]
+        yield from _check(work, arithmetic, names)
+
+
+def launches_for_check(
+    shapes: tuple[Shape, ...], device: torch.device, seed: int
+) -> Iterator[Launch]:
+    """All that ``check`` launches."""
+    from fedsa_kernels.bench.compiling import launches_of  # not every machine has Triton
+
+    for work, _ in _works(shapes, device, seed):
+        possible = orders_of(work.shape.op, device)
+        yield from launches_of(*(possible[name](work) for name in _KERNELS))
+
+
+def check_tiles(shape: Shape, device: torch.device, seed: int) -> Iterator[Check]:
+    """Our kernels with the tiles in force: on a shape, and on one whose edges no tile meets."""
+    for each in (shape, ragged(shape)):
+        yield from _check(draw_work(each, device, seed), shape.dtype, _KERNELS)
+
+
+_KERNELS = [name for name in BACKENDS if name != "reference"]
+
+
+def _works(
+    shapes: tuple[Shape, ...], device: torch.device, seed: int
+) -> Iterator[tuple[Work, str]]:
+    """Operands in every arithmetic, which is in force while they are used."""
     for shape in shapes:
         for arithmetic in _arithmetics(device):
             dtype = "float32" if arithmetic == "tf32" else arithmetic
-            work = draw_work(replace(shape, dtype=dtype), device, seed)
             with _tf32(arithmetic == "tf32"):
-                yield from _check(work, arithmetic, device)
+                yield draw_work(replace(shape, dtype=dtype), device, seed), arithmetic
 
 
-def _check(work: Work, arithmetic: str, device: torch.device) -> Iterator[Check]:
-    possible = orders_of(work.shape.op, device)
+def _check(work: Work, arithmetic: str, names: Iterable[str]) -> Iterator[Check]:
     exact = work.double()
+    possible = orders_of(work.shape.op, exact.device)
     expected = results_of(possible["reference"](exact)(), exact)
-    for name, order in possible.items():
-        if name in ("frozen", "peft compiled"):  # one has no adapter, the other takes minutes
-            continue
-        step = order(work)
+    for name in names:
+        step = possible[name](work)
         with _poisoned():
             first, second = results_of(step(), work), results_of(step(), work)
         errors = [_error(found, right) for found, right in zip(first, expected, strict=True)]

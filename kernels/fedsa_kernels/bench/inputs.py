@@ -44,6 +44,11 @@ class Inputs:
             return [self.x, self.A, self.B]
         return [self.x, self.d, self.b]
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.x.device
+
     def double(self) -> "Inputs":
         """The same numbers in float64, as leaves of their own."""
         tensors = {

@@ -1,24 +1,23 @@
 """Check, tune, time: the whole measurement of the adapter kernels on one device."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from fedsa_kernels.bench.ceilings import ceilings
-from fedsa_kernels.bench.checks import CHECKED, Check, check
-from fedsa_kernels.bench.inputs import draw
+from fedsa_kernels.bench.checks import CHECKED, Check, check, check_tiles, launches_for_check
 from fedsa_kernels.bench.orders import OURS, PLAIN
 from fedsa_kernels.bench.roofline import Ceilings, predicted
-from fedsa_kernels.bench.shapes import CPU, DRY, GPU, LAYERS, Shape
+from fedsa_kernels.bench.shapes import CPU, DRY, GPU, Shape
 from fedsa_kernels.bench.timing import Times, take_turns
 from fedsa_kernels.bench.work import draw_work, orders_of
 from fedsa_kernels.launch import interpreted
-from fedsa_kernels.tables import APART, VARIABLE, Measured, forget, write_table
-from fedsa_kernels.tiles import Tiles
+from fedsa_kernels.tables import APART, Measured, Table, in_force
+from fedsa_kernels.tiles import Tiles, default_tiles
 
 Report = Callable[[str], None]
 
@@ -75,16 +74,18 @@ class Findings:
         checks: each order on each checked shape.
         ceilings: by dtype.
         timings: each order on each shape.
+        table: for the dispatcher; empty where nothing was tuned.
     """
 
     device: str
     checks: list[Check]
     ceilings: dict[str, Ceilings]
     timings: list[Timing]
+    table: Table
 
 
 class WrongResultError(RuntimeError):
-    """An order of work gave wrong numbers, so nothing was timed."""
+    """An order of work gave wrong numbers; no time of it was taken."""
 
 
 def run(
@@ -95,43 +96,68 @@ def run(
     seed: int,
     keep: Callable[[Findings], None] = lambda findings: None,
 ) -> Findings:
-    """Check every order, tune the kernels, and time every order.
+    """Check every order; then tune, check again and time shape by shape.
 
     Args:
         plan: what to do.
         device: where.
-        table: where to keep the table for the dispatcher; it is in force from then on.
+        table: where to keep the table for the dispatcher, row by row; what it holds of other
+            problems stays.
         report: told what comes next.
         seed: of the numbers that are checked.
         keep: given what was found of every shape at once, since the whole takes minutes.
 
     Raises:
         WrongResultError: if a check fails, naming every one that does.
+        ValueError: if ``table`` is there and no table.
     """
+    tunes = plan.tiles != 0
+    held = Table.read(table) if tunes and table.exists() else Table()
+    if device.type == "cuda" and tunes:
+        _compile_ahead(plan, device, seed, report)
     checks = []
     for each in check(plan.checked, device, seed):
         checks.append(each)
         report(f"checked {each.order} on {each.shape}: {each.error:.1e}")
     require_passed(checks)
-    tuned = _tuned(plan, device, report)
-    if tuned:  # every backend with its tiles; which one is fastest is not known yet
-        provisional = table.with_suffix(".tuning.json")
-        write_table(provisional, _rows(tuned, {}))
-        os.environ[VARIABLE] = str(provisional)
     top = {dtype: ceilings(device, dtype) for dtype in {s.torch_dtype for s in plan.shapes}}
     named = {str(dtype).removeprefix("torch."): found for dtype, found in top.items()}
     timings: list[Timing] = []
     for shape in plan.shapes:
+        row = Measured(shape.problem, "reference", default_tiles(shape.torch_dtype, shape.rank))
+        if tunes:
+            report(f"tuning {shape}")
+            row = replace(row, tiles=_tuned(shape, device, plan.tiles))
+            row, found = _checked(row, shape, device, seed, report)
+            checks += found
         report(f"timing {shape}")
-        found = time_orders(shape, device, top[shape.torch_dtype], plan.turns)
-        timings += found
-        keep(Findings(name_of(device), checks, named, found))
-        if tuned:
-            write_table(table, _rows(tuned, fastest(timings)))
-    if tuned:
-        os.environ[VARIABLE] = str(table)
-        forget()
-    return Findings(name_of(device), checks, named, timings)
+        with in_force(held.with_row(row)):  # single layers are there, for those that go apart
+            timed = time_orders(shape, device, top[shape.torch_dtype], plan.turns)
+        timings += timed
+        if tunes:
+            held = held.with_row(replace(row, fastest=fastest(timed)))
+            held.write(table)
+        keep(Findings(name_of(device), checks, named, timed, held))
+    return Findings(name_of(device), checks, named, timings, held)
+
+
+def _checked(
+    row: Measured, shape: Shape, device: torch.device, seed: int, report: Report
+) -> tuple[Measured, list[Check]]:
+    """The row with tiles that give right numbers, and what was checked.
+
+    Raises:
+        WrongResultError: if the default tiles do not either.
+    """
+    safe = replace(row, tiles=default_tiles(shape.torch_dtype, shape.rank))
+    for tried in (row, safe):
+        with in_force(Table((tried,))):
+            checks = list(check_tiles(shape, device, seed))
+        failed = failures(checks)
+        if not failed:
+            return tried, checks
+        report(f"wrong with {tried.tiles}:\n{failed}")
+    raise WrongResultError(failed)
 
 
 def require_passed(checks: Sequence[Check]) -> None:
@@ -140,14 +166,19 @@ def require_passed(checks: Sequence[Check]) -> None:
     Raises:
         WrongResultError: naming every check that failed.
     """
-    failed = [
+    failed = failures(checks)
+    if failed:
+        raise WrongResultError(failed)
+
+
+def failures(checks: Sequence[Check]) -> str:
+    """What every check that failed found, in lines; empty if none did."""
+    return "\n".join(
         f"{c.order} on {c.shape} in {c.arithmetic}: error {c.error:.2e}, "
         f"{'the same' if c.same else 'other'} bits in a second run"
         for c in checks
         if not c.passed
-    ]
-    if failed:
-        raise WrongResultError("\n".join(failed))
+    )
 
 
 def time_orders(shape: Shape, device: torch.device, top: Ceilings, turns: int) -> list[Timing]:
@@ -169,28 +200,16 @@ def sets_of(shape: Shape, device: torch.device) -> int:
     return 1 if interpreted() else min(max(2, math.ceil(3 * cache / shape.bytes)), 12)
 
 
-def fastest(timings: Sequence[Timing]) -> dict[Shape, str]:
-    """The fastest of our backends for each shape, or that its layers are faster apart."""
-    best: dict[Shape, Timing] = {}
-    for each in timings:
-        if each.order in (*OURS, APART):
-            held = best.get(each.shape)
-            if held is None or each.times.p50 < held.times.p50:
-                best[each.shape] = each
-    return {shape: each.order for shape, each in best.items()}
+def fastest(timings: Sequence[Timing]) -> str:
+    """The fastest of our backends for a shape, or that its layers are faster apart."""
+    ours = [each for each in timings if each.order in (*OURS, APART)]
+    return min(ours, key=lambda each: each.times.p50).order
 
 
 def best_plain(timings: Sequence[Timing], shape: Shape) -> Timing:
     """The fastest order of plain torch for a shape."""
     plain = [each for each in timings if each.shape == shape and each.order in PLAIN]
     return min(plain, key=lambda each: each.times.p50)
-
-
-def as_one(shape: Shape) -> Shape:
-    """The single layer whose kernels are those of layers together: one of their joint rank."""
-    if shape.op != "lora_linears":
-        return shape
-    return replace(shape, op="lora_linear", d_out=shape.d_out // LAYERS)
 
 
 def name_of(device: torch.device) -> str:
@@ -200,28 +219,19 @@ def name_of(device: torch.device) -> str:
     return "interpreter" if interpreted() else f"cpu, {torch.get_num_threads()} threads"
 
 
-def _tuned(plan: Plan, device: torch.device, report: Report) -> dict[Shape, Tiles]:
-    if plan.tiles == 0:
-        return {}
-    from fedsa_kernels.bench.tuning import compile_ahead, tune  # not every machine has Triton
+def _tuned(shape: Shape, device: torch.device, most: int | None) -> Tiles:
+    from fedsa_kernels.bench.tuning import tune  # not every machine has Triton
 
-    if device.type == "cuda":
-        # Rows make no other machine code; widths and ranks may.
-        kinds = dict.fromkeys(as_one(replace(s, rows=s.clients * 512)) for s in plan.shapes)
-        small = [draw(each, device, 0) for each in kinds]
-        report(f"compiled {compile_ahead(small, os.cpu_count() or 1, plan.tiles)} kernels")
-    found = {}
-    for shape in plan.shapes:
-        report(f"tuning {shape}")
-        count = sets_of(shape, device)
-        found[shape] = tune(
-            [draw(as_one(shape), device, seed) for seed in range(count)], plan.tiles
-        )
-    return found
+    count = sets_of(shape, device)
+    return tune([draw_work(shape, device, seed) for seed in range(count)], most)
 
 
-def _rows(tuned: dict[Shape, Tiles], fastest: dict[Shape, str]) -> list[Measured]:
-    return [
-        Measured(shape.problem, fastest.get(shape, "reference"), tiles)
-        for shape, tiles in tuned.items()
-    ]
+def _compile_ahead(plan: Plan, device: torch.device, seed: int, report: Report) -> None:
+    """All that will be checked and tuned; the timed orders then launch nothing new."""
+    from fedsa_kernels.bench.compiling import compile_ahead
+    from fedsa_kernels.bench.tuning import launches_for
+
+    checked = launches_for_check(plan.checked, device, seed)
+    works = (draw_work(shape, device, seed) for shape in plan.shapes)
+    tried = chain.from_iterable(launches_for(work, plan.tiles) for work in works)
+    report(f"compiled {compile_ahead(chain(checked, tried))} kernels")

@@ -68,6 +68,20 @@ def as_one_layer(shape: Shape) -> Shape:
     return replace(shape, d_out=shape.d_out // LAYERS, rank=shape.rank // LAYERS, op="lora_linear")
 
 
+def ragged(shape: Shape) -> Shape:
+    """A neighbour whose edges no tile meets, on the same machine code.
+
+    Widths stay multiples of 16, which a compiler uses; it does not know the rows.
+    """
+    layers = LAYERS if shape.op == "lora_linears" else 1
+    return replace(
+        shape,
+        d_in=shape.d_in + 16,
+        d_out=shape.d_out + 16 * layers,
+        rows=shape.rows + 13 * shape.clients,
+    )
+
+
 GPU = (
     *(square(d, rows) for d in (768, 1024) for rows in (512, 2048, 8192, 16384)),
     *(square(4096, rows) for rows in (512, 2048, 8192)),
@@ -84,8 +98,12 @@ GPU = (
     square(768, 4096, 256, clients=8, op="vera_linear"),
     *(Shape(d, 3 * d, 8192, 3 * 16, op="lora_linears") for d in (768, 1024, 4096)),
     Shape(768, 3 * 768, 4096, 3 * 8, clients=8, op="lora_linears"),
+    *(Shape(d, 3 * d, 4096, 3 * 16, clients=8, op="lora_linears") for d in (1024, 4096)),
 )
-"""RoBERTa's two sizes, Llama 8B's projections, one client and eight."""
+"""RoBERTa's two sizes, Llama 8B's projections, one client and eight.
+
+Single layers come before layers of one x, which are compared with them.
+"""
 
 CPU = (
     *(square(d, 128 * batch, 8, dtype="float32") for d in (384, 768) for batch in (1, 8)),
