@@ -24,7 +24,7 @@ from fedsa_kernels.bench import (
     tuning,
 )
 from fedsa_kernels.bench.inputs import SCALING, Inputs, draw
-from fedsa_kernels.bench.timing import Times, take_turns
+from fedsa_kernels.bench.timing import Times
 from fedsa_kernels.bench.work import draw_work, orders_of, results_of
 from fedsa_kernels.launch import Tile, interpreted
 from fedsa_kernels.tiles import KERNELS, default_tiles
@@ -200,14 +200,6 @@ def test_a_tile_that_does_not_fit_falls_out() -> None:
 
     assert tuning._seconds([fails], CPU) is None
     assert tuning._seconds([lambda: None], CPU) is not None
-
-
-def test_times_are_percentiles_and_tasks_take_turns() -> None:
-    assert Times.of([float(k) for k in range(101)]) == Times(20.0, 50.0, 80.0)
-    order: list[str] = []
-    tasks = {name: [lambda name=name: order.append(name)] for name in ("a", "b")}
-    take_turns(tasks, CPU, 3)
-    assert order == ["a", "b", "a", "b", "a", "b", "a", "b"]
 
 
 def test_training_steps_are_compared_with_pefts() -> None:

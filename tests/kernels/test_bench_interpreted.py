@@ -1,34 +1,97 @@
 """A dry run of what a GPU would do: check, tune, time, and a table that the dispatcher reads."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fedsa_kernels import dispatch
-from fedsa_kernels.bench import plan_for, run
-from fedsa_kernels.launch import interpreted
+from fedsa_kernels.bench import Plan, Shape, WrongResultError, measure, plan_for, run
+from fedsa_kernels.bench.shapes import ragged
+from fedsa_kernels.launch import Tile, interpreted
+from fedsa_kernels.lora_linear import triton
+from fedsa_kernels.tables import Table, read_table
+from fedsa_kernels.tiles import default_tiles
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
+
+
+CPU = torch.device("cpu")
+SMALL = Shape(48, 32, 36, 4, dtype="float16")
+THREE = Shape(48, 3 * 32, 36, 3 * 4, op="lora_linears", dtype="float16")
 
 
 def test_a_dry_run_checks_tunes_and_times_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FEDSA_KERNEL_TABLE", "")  # what the run puts in force ends with the test
-    plan = plan_for(torch.device("cpu"))
+    plan = plan_for(CPU)
     plan = replace(plan, shapes=plan.shapes[1:], checked=plan.checked[1:], turns=2)
     kept = []
-    table = tmp_path / "table.json"
-    findings = run(plan, torch.device("cpu"), table, lambda _: None, 11, kept.append)
+    findings = run(plan, CPU, tmp_path / "table.json", lambda _: None, 11, kept.append)
     assert all(check.passed for check in findings.checks)
     assert {check.order for check in findings.checks} >= {"reference", "cublas", "fused", "peft"}
+    assert {check.shape for check in findings.checks} >= set(map(ragged, plan.shapes))
     assert [t for part in kept for t in part.timings] == findings.timings
+    assert findings.table.rows == Table.read(tmp_path / "table.json").rows
     for shape in plan.shapes:
         timed = {t.order: t.times.p50 for t in findings.timings if t.shape == shape}
         assert set(timed) >= {"frozen", "peft", "reference", "cublas", "fused"}
-        ours = {name: timed[name] for name in dispatch.BACKENDS}
-        monkeypatch.setattr(dispatch, "device_name", lambda device: "any")
-        choice = dispatch.choose(shape.problem, torch.device("cuda"))
-        assert choice.backend == min(ours, key=ours.get)
+        ours = {name: timed[name] for name in (*dispatch.BACKENDS, "apart") if name in timed}
+        (row,) = (row for row in findings.table.rows if row.problem == shape.problem)
+        assert row.fastest == min(ours, key=ours.get)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, bad: set[Tile]) -> None:
+    """Kernels whose numbers are wrong at certain tiles."""
+    sound = triton.forward
+
+    def forward(*operands: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        y, xa = sound(*operands)
+        *_, tiles, fused = operands
+        return (y * 1.1 if fused and tiles.fused in bad else y), xa
+
+    monkeypatch.setattr(triton, "forward", forward)
+
+
+@pytest.mark.parametrize("also_default", [False, True])
+def test_tuned_tiles_that_give_wrong_numbers_do_not_get_into_the_table(
+    also_default: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = default_tiles(SMALL.torch_dtype, SMALL.rank)
+    quick = replace(default, fused=replace(default.fused, n=16))
+    spoil(monkeypatch, {quick.fused, *([default.fused] if also_default else [])})
+    monkeypatch.setattr(measure, "_tuned", lambda *_: quick)
+    told: list[str] = []
+    plan = Plan((SMALL,), (), 2, 2)
+    if also_default:
+        with pytest.raises(WrongResultError, match=re.escape(f"fused on {SMALL}")):
+            run(plan, CPU, tmp_path / "table.json", told.append, 3)
+        assert not (tmp_path / "table.json").exists()
+        return
+    findings = run(plan, CPU, tmp_path / "table.json", told.append, 3)
+    assert findings.table.rows[0].tiles == default
+    assert any("wrong with" in line and str(quick) in line for line in told)
+    assert all(check.passed for check in findings.checks)
+
+
+def test_layers_apart_are_timed_as_the_table_has_single_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[Shape, dict[str, str]] = {}
+    sound = measure.time_orders
+
+    def timed(shape: Shape, *others: Any) -> list[measure.Timing]:
+        seen[shape] = {row.problem.op: row.fastest for row in read_table("").rows}
+        return sound(shape, *others)
+
+    monkeypatch.setattr(measure, "time_orders", timed)
+    monkeypatch.setattr(measure, "_tuned", lambda shape, *_: default_tiles(torch.float16, 12))
+    path = tmp_path / "table.json"
+    first = run(Plan((SMALL,), (), 2, 2), CPU, path, lambda _: None, 3).table.rows[0]
+    run(Plan((THREE,), (), 2, 2), CPU, path, lambda _: None, 3)
+    assert seen[THREE] == {"lora_linear": first.fastest, "lora_linears": "reference"}
+    assert {row.problem for row in Table.read(path).rows} == {SMALL.problem, THREE.problem}
+    assert read_table("").rows == ()

@@ -6,6 +6,7 @@ import torch
 
 from fedsa_kernels.bench.roofline import Ceilings
 from fedsa_kernels.bench.timing import Step, take_turns
+from fedsa_kernels.launch import interpreted
 
 H200 = Ceilings(flops=790e12, bandwidth=4.3e12, launch=2.5e-6)
 """Assumed where none is at hand: rates as such a device was seen to have, the launch a guess."""
@@ -22,6 +23,8 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """
     gpu = device.type == "cuda"
     width, values = (8192, 2**29) if gpu else (1024, 2**25)
+    if interpreted():  # a dry run
+        width, values = 64, 2**16
     left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
     source = torch.randn(values, device=device)
     target, small = torch.empty_like(source), torch.zeros(1, device=device)

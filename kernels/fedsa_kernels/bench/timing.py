@@ -81,7 +81,7 @@ def event() -> Any:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def graph_of(steps: Sequence[Step]) -> torch.cuda.CUDAGraph:
+def graph_of(steps: Sequence[Step]) -> Any:
     """All steps, one after the other, as one graph; they run three times before."""
     stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())

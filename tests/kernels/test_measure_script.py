@@ -1,0 +1,81 @@
+"""``benchmarks/kernels/measure.py``: nothing that was measured is lost, and losses are named."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fedsa_kernels.bench import Plan, Shape, measure
+from fedsa_kernels.launch import interpreted
+from fedsa_secure.bench import kernels as bench_kernels
+from fedsa_secure.bench.training_steps import DRY
+
+pytestmark = pytest.mark.skipif(interpreted(), reason="no kernel is run here")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "kernels" / "measure.py"
+    spec = importlib.util.spec_from_file_location("measure", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_measurement_that_was_cut_short_goes_on(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    shapes = tuple(Shape(19, 11, 24, rank, dtype="float32") for rank in (3, 4, 5))
+    monkeypatch.setattr(bench_kernels, "plan_for", lambda _: Plan(shapes, shapes[:1], 2, 0))
+    timed, sound = [], measure.time_orders
+
+    def cut_short(shape: Shape, *others: Any) -> list[measure.Timing]:
+        timed.append(shape)
+        if len(timed) == 2:
+            raise KeyboardInterrupt
+        return sound(shape, *others)
+
+    monkeypatch.setattr(measure, "time_orders", cut_short)
+    monkeypatch.setattr(sys, "argv", ["measure.py", "--out", str(tmp_path), "--resume"])
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    script.main()
+    assert timed == [shapes[0], shapes[1], shapes[1], shapes[2]]
+    script.main()
+    assert len(timed) == 4
+    rows = script.read_rows(tmp_path / "kernels.csv")
+    assert [r["order"] for r in rows] == ["frozen", "peft", "base first", "reference"] * 3
+    assert list(script.by_layer(rows)) == [str(shape) for shape in shapes]
+    steps = script.read_rows(tmp_path / "kernels_steps.csv")
+    assert [r["name"].split(": ")[0] for r in steps] == [str(w) for w in DRY for _ in range(2)]
+    printed = capsys.readouterr().out
+    assert all(f"{shape}: reference" in printed for shape in shapes)
+    monkeypatch.setattr(sys, "argv", ["measure.py", "--out", str(tmp_path), "--only", "r=4"])
+    script.main()
+    assert timed[4:] == [shapes[1]]
+    assert len(script.read_rows(tmp_path / "kernels_steps.csv")) == len(steps)
+
+
+def test_a_layer_on_which_plain_torch_wins_is_named(script: ModuleType) -> None:
+    def row(layer: str, order: str, taken: float, of_plain: float) -> dict[str, str]:
+        return {
+            "layer": layer,
+            "order": order,
+            "p50_us": str(taken),
+            "of_frozen": str(taken / 10),
+            "of_best_plain": str(of_plain),
+            "best_plain": "base first",
+        }
+
+    found = [row("wide", "fused", 15, 0.75), row("wide", "cublas", 18, 0.9)]
+    found += [row("small", "fused", 30, 1.5), row("small", "cublas", 22, 1.1)]
+    lines = script.verdict(found).splitlines()
+    assert lines == [
+        "wide: fused 1.50 of frozen, 0.75 of base first",
+        "small: cublas 2.20 of frozen, 1.10 of base first",
+        "plain torch is faster on 1 of 2:",
+        "  small: base first",
+    ]
