@@ -63,6 +63,31 @@ def choose(problem: Problem, device: torch.device, backend: str | None = None) -
     return _choice(problem, device.type, name, read_table(name), asked, source)
 
 
+def kernels_for(
+    op: str, x: torch.Tensor, d_in: int, d_out: int, rank: int, clients: int, backend: str | None
+) -> Choice | None:
+    """What an op's kernels are to do; None where plain torch does the work.
+
+    Args:
+        op: its name.
+        x: the rows, or what has as many. [vector, …]
+        d_in: width of x.
+        d_out: width of y.
+        rank: of the adapters.
+        clients: in the launch.
+        backend: as for ``choose``.
+
+    Raises:
+        ValueError: as ``choose``.
+    """
+    # Without more ado where there is no choice: a small layer takes hardly longer than one.
+    on_cpu = backend is None and x.device.type == "cpu" and not os.environ.get(VARIABLE)
+    if on_cpu or backend == "reference":
+        return None
+    choice = choose(Problem(op, x.dtype, len(x), d_in, d_out, rank, clients), x.device, backend)
+    return None if choice.backend == "reference" else choice
+
+
 @lru_cache(4096)
 def _choice(
     problem: Problem,

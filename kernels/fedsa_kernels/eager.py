@@ -1,4 +1,4 @@
-"""Ops outside of ``torch.compile``, without ``torch.library``.
+"""Ops in eager mode, without ``torch.library``.
 
 Its way into Python and back takes longer than a small layer (docs/decisions, 17).
 """
@@ -10,33 +10,54 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fedsa_kernels.operands import rows_of
+
 Gradients = tuple[Tensor | None, ...]
 
 
-def eager(
+def either_way(
+    op: Callable[..., tuple[Tensor, Tensor]],
     forward: Callable[..., tuple[Tensor, Tensor]],
     setup_context: Callable[..., None],
     backward: Callable[..., Gradients],
 ) -> Callable[..., Tensor]:
-    """The first output of an op, differentiable once.
+    """The first output of an op, differentiable once, for an x of any number of dimensions.
 
     Args:
-        forward: gives the output and what the backward pass needs of it.
-        setup_context: as ``torch.library.register_autograd`` takes it.
+        op: registered with ``torch.library``, which ``torch.compile`` needs.
+        forward: what it runs; gives the output and what the backward pass needs of it. The first
+            operand is x, as a matrix.
+        setup_context: as ``torch.library.register_autograd`` takes it; given x as it is.
         backward: likewise, of the gradients of both outputs.
     """
+    # xa is kept as a number, so a second derivative would miss a term.
+    refusing_a_second = once_differentiable(backward)
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Tensor:
-            output = forward(*inputs)
-            setup_context(ctx, inputs, output)  # torch's own way binds the signature every time
-            return output[0]
+        def forward(ctx: Any, x: Tensor, *others: Any) -> Tensor:
+            # Shapes change in here, where autograd does not follow.
+            output = forward(rows_of(x), *others)
+            # Torch's own way to set up binds the signature every time.
+            setup_context(ctx, (x, *others), output)
+            ctx.shape, y = x.shape, output[0]
+            # Without ``data`` it would be a view, which nobody may change in place.
+            return y.view(*x.shape[:-1], y.shape[1]).data
 
         @staticmethod
-        @once_differentiable  # xa is kept as a number: a second derivative would miss a term
-        def backward(ctx: Any, *gradients: Tensor | None) -> Gradients:
-            return backward(ctx, *gradients, None)
+        def backward(ctx: Any, dy: Tensor | None) -> Gradients:
+            if dy is None:
+                return (None,) * len(ctx.needs_input_grad)
+            # A second derivative can follow only where gradients are recorded now.
+            gradients = refusing_a_second if torch.is_grad_enabled() else backward
+            dx, *others = gradients(ctx, rows_of(dy), None)
+            return dx if dx is None else dx.view(ctx.shape), *others
 
-    apply: Any = Eager.apply
-    return apply  # type: ignore[no-any-return]
+    def run(x: Tensor, *others: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            y = op(rows_of(x), *others)[0]
+            return y.view(*x.shape[:-1], y.shape[1])
+        found: Tensor = Eager.apply(x, *others)  # type: ignore[no-untyped-call]
+        return found
+
+    return run

@@ -1,5 +1,7 @@
 """What every op does with its operands."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,16 +18,25 @@ def product_dtype(x: Float[Tensor, "... d"]) -> torch.dtype:
     return x.dtype
 
 
-def flat_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> Float[Tensor, "vector d"]:
-    """The vectors of x in one dimension.
+def in_dtype(operand: Tensor, dtype: torch.dtype) -> Tensor:
+    """The operand in a dtype; torch would take its time to find that nothing is to be done."""
+    return operand if operand.dtype == dtype else operand.to(dtype)
+
+
+def rows_of(x: Float[Tensor, "... d"]) -> Float[Tensor, "row d"]:
+    """The vectors of x as one matrix."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def require_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> None:
+    """Refuse vectors that cannot be split into one equal segment per client.
 
     Raises:
-        ValueError: if they cannot be split into one equal segment per client.
+        ValueError: saying how many there are.
     """
-    flat = x.reshape(-1, x.shape[-1])
-    if flat.shape[0] % clients:
-        raise ValueError(f"{op}: {flat.shape[0]} rows do not split into {clients} client segments")
-    return flat
+    rows = math.prod(x.shape[:-1])
+    if rows % clients:
+        raise ValueError(f"{op}: {rows} rows do not split into {clients} client segments")
 
 
 def by_client(x: Float[Tensor, "vector d"], clients: int) -> Float[Tensor, "*client row d"]:
@@ -41,6 +52,14 @@ def per_client(factor: Float[Tensor, "client a b"]) -> Float[Tensor, "*client a 
     return factor.squeeze(0)
 
 
+def scaled(
+    left: Float[Tensor, "*client a b"], right: Float[Tensor, "*client b c"], scaling: float
+) -> Float[Tensor, "*client a c"]:
+    """``scaling·left·right``, scaled on the way out of the product."""
+    multiply = torch.addmm if left.dim() == 2 else torch.baddbmm
+    return multiply(left.new_empty(()), left, right, beta=0, alpha=scaling)
+
+
 def onto_bias(
     bias: Float[Tensor, " c"] | None,
     left: Float[Tensor, "*client a b"],
@@ -49,6 +68,6 @@ def onto_bias(
 ) -> Float[Tensor, "*client a c"]:
     """``bias + scaling·left·right``."""
     if bias is None:
-        return (left @ right).mul_(scaling)
+        return scaled(left, right, scaling)
     add = torch.addmm if left.dim() == 2 else torch.baddbmm
     return add(bias, left, right, alpha=scaling)

@@ -9,13 +9,11 @@ import torch
 
 from fedsa_kernels import dispatch, launch
 from fedsa_kernels.bench import DRY, GPU, Shape, compiling
-from fedsa_kernels.bench.blocks import Block
 from fedsa_kernels.bench.checks import launches_for_check
 from fedsa_kernels.bench.compiling import compile_ahead, launches_of, runs
-from fedsa_kernels.bench.inputs import Inputs
-from fedsa_kernels.bench.shapes import LAYERS, as_one_layer, ragged
+from fedsa_kernels.bench.shapes import ragged
 from fedsa_kernels.bench.tuning import launches_for
-from fedsa_kernels.bench.work import Work, draw_work, orders_of
+from fedsa_kernels.bench.work import draw_work, orders_of
 from fedsa_kernels.launch import Launch, Tile, interpreted
 from fedsa_kernels.products.shrink import shrink
 from fedsa_kernels.tables import Measured, Table, in_force
@@ -25,31 +23,6 @@ machine_code = pytest.importorskip("fedsa_kernels.aot").machine_code
 pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-
-
-def on_meta(shape: Shape) -> Work:
-    """Operands without memory, as ``draw_work`` gives them."""
-    if shape.op == "lora_linears":
-        return Block.of(shape, [on_meta(as_one_layer(shape)) for _ in range(LAYERS)])
-    k, n, r, clients = shape.d_in, shape.d_out, shape.rank, shape.clients
-    lora = shape.op == "lora_linear"
-    own = (clients,) if lora else ()
-
-    def empty(*sizes: int, trained: bool = False) -> torch.Tensor:
-        made = torch.empty(sizes, dtype=shape.torch_dtype, device=META)
-        return made.requires_grad_(trained)
-
-    return Inputs(
-        shape,
-        x=empty(shape.rows, k, trained=True),
-        dy=empty(shape.rows, n),
-        weight=empty(n, k),
-        bias=empty(n),
-        A=empty(*own, r, k, trained=lora),
-        B=empty(*own, n, r, trained=lora),
-        d=None if lora else empty(clients, r, trained=True),
-        b=None if lora else empty(clients, n, trained=True),
-    )
 
 
 def some_tiles(shape: Shape, seed: str) -> Tiles:
@@ -76,12 +49,12 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", GPU, ids=str)
 def test_whatever_a_measurement_launches_was_compiled_ahead(shape: Shape) -> None:
     """Tuned tiles, on the shape and on the neighbour that is checked with them."""
-    ahead = {machine_code(each) for each in launches_for(on_meta(shape))}
+    ahead = {machine_code(each) for each in launches_for(draw_work(shape, META, 0))}
     for seed in range(3):
         row = Measured(shape.problem, "reference", some_tiles(shape, f"{shape} {seed}"))
         with in_force(Table((row,))):
             for each in (shape, ragged(shape)):
-                work = on_meta(each)
+                work = draw_work(each, META, 0)
                 orders = orders_of(shape.op, CPU) | _kernels(shape.op)
                 needed = launches_of(*(orders[name](work) for name in ("cublas", "fused")))
                 assert needed
@@ -187,16 +160,3 @@ def test_a_mistake_of_ours_is_not_taken_for_a_tile_that_does_not_fit() -> None:
 
     with pytest.raises(TypeError):
         compiling.compiled(Launch(SimpleNamespace(warmup=warmup), (1,), (), {}))
-
-
-def test_drawn_operands_are_as_the_ones_without_memory() -> None:
-    for shape in DRY:
-        drawn, empty = draw_work(shape, CPU, 0), on_meta(shape)
-        pairs = zip(_tensors(drawn), _tensors(empty), strict=True)
-        assert all(a.shape == b.shape and a.requires_grad == b.requires_grad for a, b in pairs)
-
-
-def _tensors(work: Work) -> list[torch.Tensor]:
-    if isinstance(work, Block):
-        return [each for layer in work.layers for each in _tensors(layer)]
-    return [each for each in vars(work).values() if isinstance(each, torch.Tensor)]

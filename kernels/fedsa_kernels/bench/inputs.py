@@ -82,8 +82,8 @@ def _tensors(inputs: Inputs) -> list[str]:
 
 
 def draw(shape: Shape, device: torch.device, seed: int) -> Inputs:
-    """Fresh numbers, of about one in size everywhere."""
-    stream = torch.Generator(device).manual_seed(seed)
+    """Fresh numbers, of about one in size everywhere; none on the meta device."""
+    stream = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
     def normal(*sizes: int, scale: float = 1.0, trained: bool = False) -> Tensor:
         values = torch.randn(sizes, generator=stream, device=device).mul_(scale)

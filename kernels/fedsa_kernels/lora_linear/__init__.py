@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from fedsa_kernels.dispatch import Choice, choose
-from fedsa_kernels.eager import eager
+from fedsa_kernels.dispatch import Choice, kernels_for
+from fedsa_kernels.eager import either_way
 from fedsa_kernels.lora_linear import reference
-from fedsa_kernels.operands import flat_segments, product_dtype
-from fedsa_kernels.tables import Problem
+from fedsa_kernels.operands import in_dtype, product_dtype, require_segments, rows_of
 
 
 def _forward(
@@ -26,8 +25,8 @@ def _forward(
     keys: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    choice = _choice(x, A, B, backend)
-    if choice.backend == "reference":
+    choice = _kernels(x, A, B, backend)
+    if choice is None:
         return reference.forward(x, weight, bias, A, B, scaling, p, keys)
     from fedsa_kernels.lora_linear import triton  # not every machine has it
 
@@ -35,10 +34,9 @@ def _forward(
     return triton.forward(x, weight, bias, A, B, scaling, p, keys, choice.tiles, fused)
 
 
-def _choice(x: Tensor, A: Tensor, B: Tensor, backend: str | None) -> Choice:
+def _kernels(x: Tensor, A: Tensor, B: Tensor, backend: str | None) -> Choice | None:
     clients, rank, d_in = A.shape
-    problem = Problem("lora_linear", x.dtype, x.shape[0], d_in, B.shape[1], rank, clients)
-    return choose(problem, x.device, backend)
+    return kernels_for("lora_linear", x, d_in, B.shape[1], rank, clients, backend)
 
 
 _forward_op = torch.library.custom_op("fedsa::lora_linear", _forward, mutates_args=())
@@ -68,8 +66,8 @@ def _gradients(
 ) -> list[Tensor]:
     """Those of the gradients of x, A and B that are needed."""
     operands = (dy, x, xa, weight, A, B, scaling, p, keys, needs)
-    choice = _choice(x, A, B, backend)
-    if choice.backend == "reference":
+    choice = _kernels(x, A, B, backend)
+    if choice is None:
         found = reference.backward(*operands)
     else:
         from fedsa_kernels.lora_linear import triton
@@ -105,7 +103,7 @@ def _backward(
     needed = ctx.needs_input_grad
     needs = [needed[0], needed[3], needed[4]]
     settings = (ctx.scaling, ctx.p, keys, ctx.backend, needs)
-    found = iter(gradients(dy.contiguous(), x, xa, weight, A, B, *settings))
+    found = iter(gradients(dy.contiguous(), rows_of(x), xa, weight, A, B, *settings))
     dx, dA, dB = (next(found) if need else None for need in needs)
     return dx, None, None, dA, dB, None, None, None, None
 
@@ -113,7 +111,7 @@ def _backward(
 _forward_op.register_autograd(partial(_backward, _gradients_op), setup_context=_setup_context)
 
 
-_eager = eager(_forward, _setup_context, partial(_backward, _gradients))
+_run = either_way(_forward_op, _forward, _setup_context, partial(_backward, _gradients))
 
 
 def lora_linear(
@@ -156,11 +154,9 @@ def lora_linear(
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
     dtype = product_dtype(x)
-    x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
-    weight = None if weight is None else weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype).contiguous()
-    flat = flat_segments(x, A.shape[0], "lora_linear")
+    x, A, B = in_dtype(x, dtype), in_dtype(A, dtype), in_dtype(B, dtype)
+    weight = None if weight is None else in_dtype(weight, dtype)
+    bias = None if bias is None else in_dtype(bias, dtype).contiguous()
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1).contiguous()
-    inputs = (flat, weight, bias, A, B, scaling, dropout, flat_keys, backend)
-    y: Tensor = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else _eager(*inputs)
-    return y.view(*x.shape[:-1], B.shape[1])
+    require_segments(x, A.shape[0], "lora_linear")
+    return _run(x, weight, bias, A, B, scaling, dropout, flat_keys, backend)

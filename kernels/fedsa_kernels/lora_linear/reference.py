@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fedsa_kernels.dropout import dropout_factors
-from fedsa_kernels.operands import by_client, onto_bias, per_client
+from fedsa_kernels.operands import by_client, onto_bias, per_client, scaled
 
 
 def narrow(left: Tensor, right: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def frozen_onto(
 
 def outer_grad(dy: Tensor, xa: Tensor, scaling: float) -> Tensor:
     """The gradient of B. dy [*C, m, d_out], xa [*C, m, r]; returns [*C, d_out, r]"""
-    return (xa.mT @ dy).mul_(scaling).mT.contiguous()
+    return scaled(xa.mT, dy, scaling).mT.contiguous()
 
 
 def backward(

@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fedsa_kernels.dispatch import Choice, choose
+from fedsa_kernels.dispatch import Choice, kernels_for
 from fedsa_kernels.lora_linears import reference
-from fedsa_kernels.operands import flat_segments, product_dtype
-from fedsa_kernels.tables import Problem
+from fedsa_kernels.operands import in_dtype, product_dtype, require_segments, rows_of
 
 LARGEST_RANK = 256
 """Of all adapters together: what a kernel holds of a row grows with it."""
@@ -28,8 +27,8 @@ def _forward(
 ) -> tuple[list[Tensor], Tensor]:
     """A bias without elements stands for none: autograd knows lists of tensors only."""
     given = [bias if bias.numel() else None for bias in biases]
-    choice = _choice(x, A, Bs, backend)
-    if choice.backend == "reference":
+    choice = _kernels(x, A, Bs, backend)
+    if choice is None:
         return reference.forward(x, weights, given, A, Bs, scaling)
     from fedsa_kernels.lora_linears import triton  # not every machine has it
 
@@ -37,11 +36,10 @@ def _forward(
     return triton.forward(x, weights, given, A, Bs, scaling, choice.tiles, fused)
 
 
-def _choice(x: Tensor, A: Tensor, Bs: Sequence[Tensor], backend: str | None) -> Choice:
+def _kernels(x: Tensor, A: Tensor, Bs: Sequence[Tensor], backend: str | None) -> Choice | None:
     clients, rank, d_in = A.shape
     d_out = sum(B.shape[1] for B in Bs)
-    problem = Problem("lora_linears", x.dtype, x.shape[0], d_in, d_out, rank, clients)
-    return choose(problem, x.device, backend)
+    return kernels_for("lora_linears", x, d_in, d_out, rank, clients, backend)
 
 
 _forward_op = torch.library.custom_op("fedsa::lora_linears", _forward, mutates_args=())
@@ -75,8 +73,8 @@ def _gradients(
 ) -> list[Tensor]:
     """Those of the gradients of x, A and all B that are needed."""
     operands = (dys, x, xa, weights, A, Bs, scaling, needs)
-    choice = _choice(x, A, Bs, backend)
-    if choice.backend == "reference":
+    choice = _kernels(x, A, Bs, backend)
+    if choice is None:
         dx, dA, dBs = reference.backward(*operands)
     else:
         from fedsa_kernels.lora_linears import triton
@@ -196,10 +194,11 @@ def lora_linears(
     x, A = x.to(dtype), torch.cat(list(As), 1).to(dtype)
     if A.shape[1] > LARGEST_RANK:
         raise ValueError(f"lora_linears: ranks of {A.shape[1]} together, over {LARGEST_RANK}")
-    flat = flat_segments(x, A.shape[0], "lora_linears")
-    frozen = [weight.to(dtype) for weight in weights]
-    added = [x.new_empty(0) if bias is None else bias.to(dtype).contiguous() for bias in biases]
-    outer = [B.to(dtype) for B in Bs]
+    require_segments(x, A.shape[0], "lora_linears")
+    flat = rows_of(x)
+    frozen, outer = ([in_dtype(each, dtype) for each in operands] for operands in (weights, Bs))
+    none = x.new_empty(0)
+    added = [none if bias is None else in_dtype(bias, dtype).contiguous() for bias in biases]
     ys: Sequence[Tensor]
     if torch.compiler.is_compiling():
         ys = _forward_op(flat, frozen, added, A, outer, scaling, backend)[0]

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from fedsa_kernels.dispatch import Choice, choose
-from fedsa_kernels.eager import eager
-from fedsa_kernels.operands import flat_segments, product_dtype
-from fedsa_kernels.tables import Problem
+from fedsa_kernels.dispatch import Choice, kernels_for
+from fedsa_kernels.eager import either_way
+from fedsa_kernels.operands import in_dtype, product_dtype, require_segments
 from fedsa_kernels.vera_linear import reference
 
 
@@ -27,8 +26,8 @@ def _forward(
     keys: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    choice = _choice(x, A, b, d, backend)
-    if choice.backend == "reference":
+    choice = _kernels(x, A, b, d, backend)
+    if choice is None:
         return reference.forward(x, weight, bias, A, B, d, b, p, keys)
     from fedsa_kernels.vera_linear import triton  # not every machine has it
 
@@ -36,10 +35,9 @@ def _forward(
     return triton.forward(x, weight, bias, A, B, d, b, p, keys, choice.tiles, fused)
 
 
-def _choice(x: Tensor, A: Tensor, b: Tensor, d: Tensor, backend: str | None) -> Choice:
+def _kernels(x: Tensor, A: Tensor, b: Tensor, d: Tensor, backend: str | None) -> Choice | None:
     clients, rank = d.shape
-    sizes = (x.shape[0], A.shape[1], b.shape[1])
-    return choose(Problem("vera_linear", x.dtype, *sizes, rank, clients), x.device, backend)
+    return kernels_for("vera_linear", x, A.shape[1], b.shape[1], rank, clients, backend)
 
 
 _forward_op = torch.library.custom_op("fedsa::vera_linear", _forward, mutates_args=())
@@ -69,8 +67,8 @@ def _gradients(
 ) -> list[Tensor]:
     """Those of the gradients of x, d and b that are needed."""
     operands = (dy, xa, weight, A, B, d, b, p, keys, needs)
-    choice = _choice(dy, A, b, d, backend)
-    if choice.backend == "reference":
+    choice = _kernels(dy, A, b, d, backend)
+    if choice is None:
         found = reference.backward(*operands)
     else:
         from fedsa_kernels.vera_linear import triton
@@ -115,7 +113,7 @@ def _backward(
 _forward_op.register_autograd(partial(_backward, _gradients_op), setup_context=_setup_context)
 
 
-_eager = eager(_forward, _setup_context, partial(_backward, _gradients))
+_run = either_way(_forward_op, _forward, _setup_context, partial(_backward, _gradients))
 
 
 def vera_linear(
@@ -160,12 +158,10 @@ def vera_linear(
     Source: Kopiczko et al., VeRA (ICLR 2024), §3.1, equation 2.
     """
     dtype = product_dtype(x)
-    x, A, B = x.to(dtype), A.to(dtype), B.to(dtype)
-    d, b = d.to(dtype).contiguous(), b.to(dtype).contiguous()
-    weight = None if weight is None else weight.to(dtype)
-    bias = None if bias is None else bias.to(dtype).contiguous()
-    flat = flat_segments(x, d.shape[0], "vera_linear")
+    x, A, B = in_dtype(x, dtype), in_dtype(A, dtype), in_dtype(B, dtype)
+    d, b = in_dtype(d, dtype).contiguous(), in_dtype(b, dtype).contiguous()
+    weight = None if weight is None else in_dtype(weight, dtype)
+    bias = None if bias is None else in_dtype(bias, dtype).contiguous()
+    require_segments(x, d.shape[0], "vera_linear")
     flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1).contiguous()
-    inputs = (flat, weight, bias, A, B, d, b, dropout, flat_keys, backend)
-    y: Tensor = _forward_op(*inputs)[0] if torch.compiler.is_compiling() else _eager(*inputs)
-    return y.view(*x.shape[:-1], b.shape[1])
+    return _run(x, weight, bias, A, B, d, b, dropout, flat_keys, backend)
