@@ -56,6 +56,8 @@ def scaled(
     left: Float[Tensor, "*client a b"], right: Float[Tensor, "*client b c"], scaling: float
 ) -> Float[Tensor, "*client a c"]:
     """``scaling·left·right``, scaled on the way out of the product."""
+    if scaling == 1.0:
+        return left @ right
     multiply = torch.addmm if left.dim() == 2 else torch.baddbmm
     return multiply(left.new_empty(()), left, right, beta=0, alpha=scaling)
 

@@ -91,8 +91,8 @@ def candidates(kernel: str, rank: int) -> list[Tile]:
         if large:
             shapes = [(64, 32, 8), (32, 64, 8), (32, 32, 8), (64, 64, 8), (32, 32, 4)]
         return [
-            Tile(m=m, n=n, warps=warps, stages=stages)
-            for (m, n, warps), stages in product(shapes, (2, 3))
+            Tile(m=m, n=n, warps=warps, stages=stages, splits=splits)
+            for (m, n, warps), stages, splits in product(shapes, (2, 3), (0, 1))
         ]
     shapes = [(64, 32, 8), (128, 32, 8)] if large else []
     shapes += [(64, 128, 4), (32, 128, 4), (64, 64, 4), (128, 64, 4), (128, 128, 8)]

@@ -83,7 +83,7 @@ def test_nothing_spills_and_everything_fits(dtype: torch.dtype, rank: int, p: fl
 @pytest.mark.parametrize(("dtype", "rank", "p"), [case for case in CASES if case[0].itemsize == 2])
 def test_hoppers_tensor_cores_do_every_product(dtype: torch.dtype, rank: int, p: float):
     found = compiled(dtype, rank, p)["sm_90"]
-    assert [name for name, each in found.items() if each.wgmma == 0] == []
+    assert {name for name, each in found.items() if each.wgmma == 0} <= {"add_parts"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
@@ -95,6 +95,6 @@ def test_sums_in_parts_spill_nothing(dtype: torch.dtype, rank: int):
     with recording() as found:
         shrink(z, P, 1.0, replace(tiles.shrink, splits=3))
         factor_grad(z, q, 1.0, replace(tiles.factor, splits=3))
-    assert [launch.grid[1] for launch in found] == [3, 3 * CLIENTS]
+    assert [launch.grid[1] for launch in found] == [3, 1, 3 * CLIENTS, CLIENTS]
     for launch in resources_of_all(found, list(TARGETS.values())):
         assert [each.spilled for each in launch] == [0] * len(TARGETS)

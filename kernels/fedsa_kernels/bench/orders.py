@@ -26,6 +26,7 @@ from fedsa_kernels.bench.inputs import SCALING, Inputs
 from fedsa_kernels.dispatch import BACKENDS
 from fedsa_kernels.launch import interpreted
 from fedsa_kernels.lora_linear import lora_linear
+from fedsa_kernels.operands import scaled
 from fedsa_kernels.vera_linear import vera_linear
 
 Results = list[list[Tensor]]
@@ -102,8 +103,8 @@ class _BaseFirst(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, weight, A, B = ctx.saved_tensors
-        dB = torch.mm(dy.t(), x @ A[0].t()).mul_(SCALING)
-        dA = torch.mm((dy @ B[0]).t(), x).mul_(SCALING)
+        dB = scaled(dy.t(), x @ A[0].t(), SCALING)
+        dA = scaled((dy @ B[0]).t(), x, SCALING)
         dx = (dy @ weight).addmm_(dy @ B[0], A[0], alpha=SCALING)
         return dx, None, None, dA[None], dB[None]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedsa_kernels.clipped_grad import reference
 from fedsa_kernels.launch import Tile, launch, precision, rank_block, upcasts
+from fedsa_kernels.products.parts import add_parts
 
 _SUM_TILE = Tile(m=16, n=256, warps=4, stages=2)
 """m records by n values."""
@@ -248,7 +249,7 @@ def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Ten
             BLOCK_M=_SUM_TILE.m, BLOCK_N=_SUM_TILE.n,
             num_warps=_SUM_TILE.warps, num_stages=_SUM_TILE.stages,
         )  # fmt: skip
-    return (total[:, 0] if total.shape[1] == 1 else total.sum(1)).to(gradients.dtype)
+    return add_parts(total, gradients.dtype)
 
 
 def _whole(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

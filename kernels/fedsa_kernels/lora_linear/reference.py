@@ -12,13 +12,11 @@ from fedsa_kernels.dropout import dropout_factors
 from fedsa_kernels.operands import by_client, onto_bias, per_client, scaled
 
 
-def narrow(left: Tensor, right: Tensor) -> Tensor:
-    """right·leftᵀ for a left of few rows, as (left·rightᵀ)ᵀ. [*C, m, r]
-
-    The short dimension comes first because MKL is faster that way round, which the simulator's
-    benchmark shows; the gradient of B below is built so too.
-    """
-    return (left @ right.mT).mT.contiguous()
+def narrow(left: Tensor, right: Tensor, scaling: float = 1.0) -> Tensor:
+    """scaling·right·leftᵀ for a left of few rows. [*C, m, r]"""
+    if short_side_first(right):
+        return scaled(left, right.mT, scaling).mT.contiguous()
+    return scaled(right, left.mT, scaling)
 
 
 def forward(
@@ -44,6 +42,15 @@ def forward(
     return y, xa.view(clients, len(x) // clients, rank)
 
 
+def short_side_first(wide: Tensor) -> bool:
+    """Whether a product with a narrow side is better made transposed.
+
+    MKL is faster that way round by more than a copy takes, which the simulator's benchmark shows.
+    On a GPU the copy would be a launch more.
+    """
+    return not wide.is_cuda
+
+
 def frozen_onto(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, xa: Tensor, B: Tensor, scaling: float
 ) -> Tensor:
@@ -57,7 +64,9 @@ def frozen_onto(
 
 def outer_grad(dy: Tensor, xa: Tensor, scaling: float) -> Tensor:
     """The gradient of B. dy [*C, m, d_out], xa [*C, m, r]; returns [*C, d_out, r]"""
-    return scaled(xa.mT, dy, scaling).mT.contiguous()
+    if short_side_first(dy):
+        return scaled(xa.mT, dy, scaling).mT.contiguous()
+    return scaled(dy.mT, xa, scaling)
 
 
 def backward(
@@ -82,7 +91,7 @@ def backward(
     dB = outer_grad(segments, per_client(xa), scaling).view(B.shape) if needs_b else None
     if not needs_x and not needs_a:
         return None, None, dB
-    dxa = narrow(per_client(B).mT, segments).mul_(scaling)  # [*C, m, r]
+    dxa = narrow(per_client(B).mT, segments, scaling)  # [*C, m, r]
     factors = dropout_factors(x, keys, p)
     dA = None
     if needs_a:

@@ -61,8 +61,9 @@ def backward(
     ]
     if not needs_x and not needs_a:
         return None, None, dBs
-    products = [narrow(per_client(B).mT, dy) for B, dy in zip(Bs, segments, strict=True)]
-    dxa = torch.cat(products, -1).mul_(scaling)  # [*C, m, Σr]
+    pairs = zip(Bs, segments, strict=True)
+    products = [narrow(per_client(B).mT, dy, scaling) for B, dy in pairs]
+    dxa = torch.cat(products, -1)  # [*C, m, Σr]
     dA = (dxa.mT @ by_client(x, len(A))).view(A.shape) if needs_a else None
     if not needs_x:
         return None, dA, dBs

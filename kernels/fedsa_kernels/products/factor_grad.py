@@ -27,6 +27,7 @@ from fedsa_kernels.launch import (
     split_span,
     upcasts,
 )
+from fedsa_kernels.products.parts import add_parts
 
 
 @triton.jit(do_not_specialize=["rows", "parts"])  # batches differ in these
@@ -139,4 +140,4 @@ def _run(
         PRECISION=precision(z), UPCAST=upcasts(z),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return grad[:, 0] if parts == 1 else grad.sum(1).to(z.dtype)
+    return grad[:, 0] if parts == 1 else add_parts(grad, z.dtype)

@@ -29,6 +29,7 @@ from fedsa_kernels.launch import (
     split_span,
     upcasts,
 )
+from fedsa_kernels.products.parts import add_parts
 
 
 @triton.jit(do_not_specialize=["rows", "blocks"])  # batches differ in these
@@ -132,7 +133,7 @@ def shrink_with_factor_grad(
         clients, blocks, width, rank, dtype=z.dtype if blocks == 1 else torch.float32
     )
     narrow, _ = _run(z, P, scaling, tile, q=q, tall=tall)
-    return narrow, tall[:, 0] if blocks == 1 else tall.sum(1).to(z.dtype)
+    return narrow, tall[:, 0] if blocks == 1 else add_parts(tall, z.dtype)
 
 
 def shrink_with_dots(
@@ -176,5 +177,5 @@ def _run(
         PRECISION=precision(z), UPCAST=upcasts(z),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    whole = narrow[0] if parts == 1 else narrow.sum(0).to(z.dtype)
-    return whole, dots if d is None else dots.sum(1).to(z.dtype)
+    whole = narrow if parts == 1 else add_parts(narrow[None], z.dtype)
+    return whole[0], dots if d is None else add_parts(dots, z.dtype)
