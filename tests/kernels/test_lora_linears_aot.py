@@ -37,8 +37,9 @@ def launches(dtype: torch.dtype, rank: int) -> list[Launch]:
 
 def variant(launch: Launch) -> str:
     flags = [name for name, value in launch.options.items() if value is True]
-    rank = f"rank block {launch.options['BLOCK_R']}"
-    return " ".join([launch.kernel.__name__.strip("_"), *flags, rank])
+    name = launch.kernel.__name__.strip("_")
+    rank = [f"rank block {launch.options['BLOCK_R']}"] if name != "add_parts" else []
+    return " ".join([name, *flags, *rank])
 
 
 CASES = [(torch.bfloat16, 8), (torch.bfloat16, 64), (torch.float32, 16)]
@@ -61,4 +62,4 @@ def test_nothing_spills_and_everything_fits(dtype: torch.dtype, rank: int, targe
 @pytest.mark.parametrize(("dtype", "rank"), [case for case in CASES if case[0].itemsize == 2])
 def test_hoppers_tensor_cores_do_every_product(dtype: torch.dtype, rank: int):
     found = compiled(dtype, rank, "sm_90")
-    assert [name for name, each in found.items() if each.wgmma == 0] == []
+    assert {name for name, each in found.items() if each.wgmma == 0} <= {"add_parts"}

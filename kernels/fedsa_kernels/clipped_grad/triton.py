@@ -249,7 +249,8 @@ def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Ten
             BLOCK_M=_SUM_TILE.m, BLOCK_N=_SUM_TILE.n,
             num_warps=_SUM_TILE.warps, num_stages=_SUM_TILE.stages,
         )  # fmt: skip
-    return add_parts(total, gradients.dtype)
+    dtype = gradients.dtype
+    return total[:, 0].to(dtype) if total.shape[1] == 1 else add_parts(total, dtype)
 
 
 def _whole(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
