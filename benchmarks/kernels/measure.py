@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "kernels"), str(ROOT)]
 
 from record import RESULTS, append_row, environment, read_rows, write_block  # noqa: E402 - found through the lines above
 
-from fedsa_kernels.bench import Findings, Timing, best_plain, name_of  # noqa: E402 - likewise
+from fedsa_kernels.bench import Findings, Shape, Timing, best_plain, name_of  # noqa: E402 - likewise
 from fedsa_kernels.dispatch import BACKENDS, device_name  # noqa: E402 - likewise
 from fedsa_kernels.launch import interpreted  # noqa: E402 - likewise
 from fedsa_secure.bench.kernels import bench_kernels  # noqa: E402 - likewise
@@ -41,7 +41,6 @@ def rows(findings: Findings) -> list[dict[str, object]]:
         plain, top = best_plain(findings.timings, t.shape), findings.ceilings[t.shape.dtype]
         found.append(
             {
-                "layer": str(t.shape),
                 **vars(t.shape),
                 "order": t.order,
                 "p20_us": f"{t.times.p20 * 1e6:.2f}",
@@ -115,8 +114,14 @@ def by_layer(found: list[dict[str, str]]) -> dict[str, dict[str, dict[str, str]]
     """The last row of every order, by layer; layers in the order of their first row."""
     layers: dict[str, dict[str, dict[str, str]]] = {}
     for row in found:
-        layers.setdefault(row["layer"], {})[row["order"]] = row
+        layers.setdefault(layer_of(row), {})[row["order"]] = row
     return layers
+
+
+def layer_of(row: dict[str, str]) -> str:
+    """The shape that a row is of, by its name."""
+    sizes = {name: int(row[name]) for name in ("d_in", "d_out", "rows", "rank", "clients")}
+    return str(Shape(**sizes, op=row["op"], dtype=row["dtype"]))
 
 
 def already(path: Path, around: dict[str, str]) -> list[dict[str, str]]:
@@ -141,7 +146,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     around = environment() | {"triton": version("triton"), "device": name_of(device)}
     layers, steps = (arguments.out / name for name in ("kernels.csv", "kernels_steps.csv"))
-    done = {r["layer"] for r in already(layers, around)}
+    done = {layer_of(r) for r in already(layers, around)}
     done |= {r["name"].split(": ")[0] for r in already(steps, around)}
 
     def wanted(name: str) -> bool:
@@ -159,7 +164,9 @@ def main() -> None:
     for workload in taken:
         for step in workload:
             append_row(steps, step.model_dump() | around)
-            print(step.name, f"{step.value:.4g} {step.unit}", step.ratio_to_baseline or "")
+            print(
+                step.name, f"{step.value:.4g} {step.unit}", step.ratio_to_baseline or "", flush=True
+            )
     found = already(layers, around)
     if arguments.out == RESULTS and not interpreted():
         text = f"{around['device']}, commit {around['commit']}\n\n{table(found)}"

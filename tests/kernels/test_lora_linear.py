@@ -20,6 +20,7 @@ from adapter_cases import (
 from torch import Tensor
 
 from fedsa_kernels import lora_linear
+from fedsa_kernels.lora_linear import reference
 
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
@@ -71,6 +72,12 @@ def test_frozen_inputs_get_no_gradient_and_change_no_other(needs, dropout):
             check_near(tensor.grad, gradient, 1e-12)
         else:
             assert tensor.grad is None
+
+
+@pytest.mark.parametrize("clients", [1, 3], ids=["C1", "C3"])
+def test_the_order_of_gpus_gives_the_same(clients, monkeypatch):
+    monkeypatch.setattr(reference, "short_side_first", lambda wide: False)
+    check_equal_to_plain(lora_case(clients=clients, dropout=True), 1e-12)
 
 
 def test_weight_and_bias_are_frozen():

@@ -10,6 +10,7 @@ from linears_cases import GROUPED_QUERIES, LinearsCase, check_linears, linears_c
 from torch import Tensor
 
 from fedsa_kernels import lora_linears
+from fedsa_kernels.lora_linear import reference
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -38,6 +39,12 @@ def test_x_may_be_a_view(make_view):
     x = make_view(6, 7, D_IN)
     layers = tuple(replace(each, x=x) for each in case.layers)
     check_linears(LinearsCase(layers), 1e-12)
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_the_order_of_gpus_gives_the_same(clients, monkeypatch):
+    monkeypatch.setattr(reference, "short_side_first", lambda wide: False)
+    check_linears(linears_case(clients=clients), 1e-12)
 
 
 def test_layer_whose_output_nobody_uses_gets_zeros_and_changes_nothing():

@@ -1,5 +1,6 @@
 """``benchmarks/kernels/measure.py``: nothing that was measured is lost, and losses are named."""
 
+import csv
 import importlib.util
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from fedsa_kernels.bench import Plan, Shape, measure
+from fedsa_kernels.bench import Ceilings, Plan, Shape, measure
+from fedsa_kernels.bench.timing import Times
 from fedsa_kernels.launch import interpreted
+from fedsa_kernels.tables import Table
 from fedsa_secure.bench import kernels as bench_kernels
 from fedsa_secure.bench.training_steps import DRY
 
@@ -59,10 +62,27 @@ def test_a_measurement_that_was_cut_short_goes_on(
     assert len(script.read_rows(tmp_path / "kernels_steps.csv")) == len(steps)
 
 
+def test_rows_fit_the_file_that_is_committed(script: ModuleType) -> None:
+    """They are appended to it: another column would shift all others."""
+    shape, top = Shape(19, 11, 24, 3, dtype="float32"), Ceilings(1e12, 1e11, 1e-6)
+    timings = [
+        measure.Timing(shape, name, Times(1.0, 2.0, 3.0), 0.5) for name in ("frozen", "peft")
+    ]
+    findings = measure.Findings("any", [], {"float32": top}, timings, Table())
+    around = script.environment() | {"triton": ""}
+    with open(script.RESULTS / "kernels.csv", newline="") as file:
+        header = next(csv.reader(file))
+    rows = [row | around for row in script.rows(findings)]
+    assert [list(row) for row in rows] == [header] * 2
+    assert {script.layer_of({k: str(v) for k, v in row.items()}) for row in rows} == {str(shape)}
+
+
 def test_a_layer_on_which_plain_torch_wins_is_named(script: ModuleType) -> None:
-    def row(layer: str, order: str, taken: float, of_plain: float) -> dict[str, str]:
-        return {
-            "layer": layer,
+    wide, small = Shape(64, 64, 512), Shape(16, 16, 8, clients=2)
+
+    def row(shape: Shape, order: str, taken: float, of_plain: float) -> dict[str, str]:
+        sizes = {name: str(value) for name, value in vars(shape).items()}
+        return sizes | {
             "order": order,
             "p50_us": str(taken),
             "of_frozen": str(taken / 10),
@@ -70,12 +90,11 @@ def test_a_layer_on_which_plain_torch_wins_is_named(script: ModuleType) -> None:
             "best_plain": "base first",
         }
 
-    found = [row("wide", "fused", 15, 0.75), row("wide", "cublas", 18, 0.9)]
-    found += [row("small", "fused", 30, 1.5), row("small", "cublas", 22, 1.1)]
-    lines = script.verdict(found).splitlines()
-    assert lines == [
-        "wide: fused 1.50 of frozen, 0.75 of base first",
-        "small: cublas 2.20 of frozen, 1.10 of base first",
+    found = [row(wide, "fused", 15, 0.75), row(wide, "cublas", 18, 0.9)]
+    found += [row(small, "fused", 30, 1.5), row(small, "cublas", 22, 1.1)]
+    assert script.verdict(found).splitlines() == [
+        f"{wide}: fused 1.50 of frozen, 0.75 of base first",
+        f"{small}: cublas 2.20 of frozen, 1.10 of base first",
         "plain torch is faster on 1 of 2:",
-        "  small: base first",
+        f"  {small}: base first",
     ]

@@ -12,6 +12,15 @@ from fedsa_kernels.dropout import dropout_factors
 from fedsa_kernels.operands import by_client, onto_bias, per_client, scaled
 
 
+def short_side_first(wide: Tensor) -> bool:
+    """Whether a product with a narrow side is better made transposed.
+
+    MKL is faster that way round by more than a copy takes, which the simulator's benchmark shows.
+    On a GPU the copy would be a launch more.
+    """
+    return not wide.is_cuda
+
+
 def narrow(left: Tensor, right: Tensor, scaling: float = 1.0) -> Tensor:
     """scaling·right·leftᵀ for a left of few rows. [*C, m, r]"""
     if short_side_first(right):
@@ -40,15 +49,6 @@ def forward(
     xa = narrow(per_client(A), by_client(dropped, clients))
     y = frozen_onto(x, weight, bias, xa, per_client(B), scaling)
     return y, xa.view(clients, len(x) // clients, rank)
-
-
-def short_side_first(wide: Tensor) -> bool:
-    """Whether a product with a narrow side is better made transposed.
-
-    MKL is faster that way round by more than a copy takes, which the simulator's benchmark shows.
-    On a GPU the copy would be a launch more.
-    """
-    return not wide.is_cuda
 
 
 def frozen_onto(
