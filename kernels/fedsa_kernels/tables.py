@@ -116,10 +116,12 @@ class Table:
             raise ValueError(f"{path} is no table of measured kernels: {error}") from error
 
     def write(self, path: Path) -> None:
-        """Keep it, instead of what was there."""
+        """Keep it, instead of what was there, which stays if this is cut short."""
         text = json.dumps([_as_json(row) for row in self.rows], indent=1)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(path)
 
 
 _in_force: list[Table] = []
@@ -144,9 +146,9 @@ def read_table(device: str) -> Table:
     """
     if _in_force:
         return _in_force[-1]
-    named = os.environ.get(VARIABLE)
     if not device:
         return _EMPTY
+    named = os.environ.get(VARIABLE)
     return _read(named, True) if named else _read(str(TABLES / f"{device}.json"), False)
 
 

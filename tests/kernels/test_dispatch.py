@@ -93,6 +93,21 @@ def test_a_table_is_read_as_it_was_written_and_holds_one_row_of_a_problem(tmp_pa
     assert set(Table.read(tmp_path / "folder" / "table.json").rows) == {other, again}
 
 
+def test_a_table_that_could_not_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "table.json"
+    before = Table((row("cublas", 8, 16),))
+    before.write(path)
+
+    def cut_short(part: Path, text: str, **_options: str) -> None:
+        part.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", cut_short)
+    with pytest.raises(OSError, match="no space"):
+        before.with_row(row("fused", 8, 32)).write(path)
+    assert Table.read(path).rows == before.rows
+
+
 @pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(
     "other",
