@@ -8,11 +8,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fedsa_kernels.operands import rows_of
 
 Gradients = tuple[Tensor | None, ...]
+
+
+def refuse_a_second() -> None:
+    """In a backward pass: refuse to be a part of a graph for second derivatives.
+
+    The narrow products are kept as numbers, so one would miss terms without a word. Gradients are
+    recorded in a backward pass only where a second derivative may follow.
+
+    Raises:
+        RuntimeError: under ``create_graph=True``.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "an adapter's layer is differentiable once: its backward pass cannot run under "
+            "create_graph=True"
+        )
 
 
 def either_way(
@@ -30,8 +45,6 @@ def either_way(
         setup_context: as ``torch.library.register_autograd`` takes it; given x as it is.
         backward: likewise, of the gradients of both outputs.
     """
-    # xa is kept as a number, so a second derivative would miss a term.
-    refusing_a_second = once_differentiable(backward)
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -41,17 +54,18 @@ def either_way(
             # Torch's own way to set up binds the signature every time.
             setup_context(ctx, (x, *others), output)
             ctx.shape, y = x.shape, output[0]
-            # Without ``data`` it would be a view, which nobody may change in place.
-            return y.view(*x.shape[:-1], y.shape[1]).data
+            # Without ``data`` it may be a view, which nobody may change in place.
+            return (y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])).data
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None) -> Gradients:
             if dy is None:
                 return (None,) * len(ctx.needs_input_grad)
-            # A second derivative can follow only where gradients are recorded now.
-            gradients = refusing_a_second if torch.is_grad_enabled() else backward
-            dx, *others = gradients(ctx, rows_of(dy), None)
-            return dx if dx is None else dx.view(ctx.shape), *others
+            refuse_a_second()
+            dx, *others = backward(ctx, rows_of(dy), None)
+            if dx is not None and len(ctx.shape) != 2:
+                dx = dx.view(ctx.shape)
+            return dx, *others
 
     def run(x: Tensor, *others: Any) -> Tensor:
         if torch.compiler.is_compiling():

@@ -1,6 +1,9 @@
 """What every op does with its operands."""
 
 import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,12 +13,33 @@ from torch import Tensor
 def product_dtype(x: Float[Tensor, "... d"]) -> torch.dtype:
     """The dtype that all operands of an op are brought to.
 
-    Under autocast this is autocast's dtype, since an op of our own is not on its list; else it is
-    that of x, so that adapters kept in float32 fit a base model in half precision.
+    Under autocast this is autocast's dtype, since an op of our own is not on its list; else, and in
+    float64, which autocast leaves alone, it is that of x, so that adapters kept in float32 fit a
+    base model in half precision.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
+    kind = _kind(x)
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
     return x.dtype
+
+
+def _kind(x: Tensor) -> str:
+    """The kind of device; to make its name takes as long as all the rest of ``product_dtype``."""
+    return "cpu" if x.is_cpu else x.device.type
+
+
+def without_autocast(gradients: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """A backward pass in the dtypes of its forward pass, wherever it is called."""
+
+    @wraps(gradients)
+    def run(dy: Any, *others: Any) -> list[Tensor]:
+        kind = _kind(dy if isinstance(dy, Tensor) else dy[0])
+        if not torch.is_autocast_enabled(kind):
+            return gradients(dy, *others)
+        with torch.autocast(kind, enabled=False):
+            return gradients(dy, *others)
+
+    return run
 
 
 def in_dtype(operand: Tensor, dtype: torch.dtype) -> Tensor:
@@ -34,9 +58,26 @@ def require_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> None:
     Raises:
         ValueError: saying how many there are.
     """
+    if clients == 1:
+        return
     rows = math.prod(x.shape[:-1])
     if rows % clients:
         raise ValueError(f"{op}: {rows} rows do not split into {clients} client segments")
+
+
+def require_shape(op: str, name: str, operand: Tensor | None, *shape: int) -> None:
+    """Refuse an operand of another shape: kernels would read what is beside it in memory.
+
+    Raises:
+        ValueError: naming op, operand and both shapes.
+    """
+    if operand is not None and operand.shape != shape:
+        raise ValueError(f"{op}: {name} is {list(operand.shape)}, and not {list(shape)}")
+
+
+def segments(x: Float[Tensor, "vector d"], clients: int) -> Float[Tensor, "client row d"]:
+    """Rows with a client axis."""
+    return x.view(clients, x.shape[0] // clients, x.shape[1])
 
 
 def by_client(x: Float[Tensor, "vector d"], clients: int) -> Float[Tensor, "*client row d"]:
@@ -44,7 +85,7 @@ def by_client(x: Float[Tensor, "vector d"], clients: int) -> Float[Tensor, "*cli
 
     A batch of one takes MKL up to twice as long as the plain product.
     """
-    return x if clients == 1 else x.view(clients, len(x) // clients, x.shape[-1])
+    return x if clients == 1 else segments(x, clients)
 
 
 def per_client(factor: Float[Tensor, "client a b"]) -> Float[Tensor, "*client a b"]:

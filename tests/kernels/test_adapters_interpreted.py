@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapter_cases import Case, check_equal_to_plain, check_no_rows, lora_case, vera_case
+from adapter_cases import Case, VeraCase, check_equal_to_plain, check_no_rows, lora_case, vera_case
 from torch.utils.checkpoint import checkpoint
 
 from fedsa_kernels import dispatch
@@ -190,3 +190,27 @@ def test_ops_keep_the_rules_of_torch_library(make, backend, needs):
         clients=clients, shape=(4,), sizes=sizes, dropout=True, dtype=torch.float32, needs=needs
     )
     case.check_ops(backend, needs)
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (lambda k: replace(k, weight=k.weight[:8]), "weight"),
+        (lambda k: replace(k, weight=torch.zeros(23, 50)), "weight"),
+        (lambda k: replace(k, bias=torch.zeros(40)[:5]), "bias"),
+        (lambda k: replace(k, A=k.A[..., :10]), "x|A|weight"),
+        (lambda k: replace(k, B=k.B[..., :3]), "B"),
+        (lambda k: replace(k, **_first_client(k)), "B|b"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_by_name(make, backend, changed, named):
+    """A kernel would read what is beside the operand in memory."""
+    case = changed(make(clients=2, dtype=torch.float32))
+    with pytest.raises(ValueError, match=f"_linear: ({named}) is .* and not "):
+        case.run(backend=backend)
+
+
+def _first_client(case: Case) -> dict[str, torch.Tensor]:
+    """The outer factor of one client, where x has rows of two."""
+    return {"b": case.b[:1]} if isinstance(case, VeraCase) else {"B": case.B[:1]}

@@ -245,3 +245,19 @@ def test_inputs_are_left_alone(tokens):
 @pytest.mark.parametrize("sizes", [(FACTORED, M, K), (SWITCH, K, M)], ids=str)
 def test_ops_keep_the_rules_of_torch_library(sizes, dtype):
     check_ops(*sizes, dtype=dtype, backend=None)
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+def test_operands_that_do_not_fit_are_refused():
+    """A kernel would read what is beside them in memory, which may be another record's."""
+    left, right = random(5, 4, M), random(5, 4, K)
+    for op in (sample_grad, sample_grad_with_norms):
+        for other in (right[:4], right[:, :3]):
+            with pytest.raises(ValueError, match="right is .* and not"):
+                op(left, other)
+    found = sample_grad(left, right)
+    with pytest.raises(ValueError, match="6 factors for 5 records"):
+        clipped_sum(found, torch.ones(2, 3), (M, K))
+    for op in (squared_norms, lambda g, shape: clipped_sum(g, torch.ones(1, 5), shape)):
+        with pytest.raises(ValueError, match="gradients is .* and not"):
+            op(found, (M, K + 1))

@@ -1,8 +1,12 @@
 """Ops in eager mode: what autograd sees of them, whatever the dimensions of x."""
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from adapter_cases import check_equal_to_plain, check_near, lora_case, vera_case
+
+from fedsa_kernels import lora_linear, vera_linear
 
 CASES = {"lora": lora_case, "vera": vera_case}
 SHAPES = [(6,), (6, 7), (3, 2, 5)]
@@ -47,3 +51,41 @@ def test_autograd_sees_one_step_with_gradients_of_the_same_shapes(case_of, shape
     assert {leaf.name() for leaf in leaves} == {"torch::autograd::AccumulateGrad"}
     y.sum().backward()
     assert all(each.grad.shape == each.shape for each in case.trained)
+
+
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_gradients_have_the_dtypes_of_the_forward_pass_wherever_they_are_made(case_of):
+    """As those of torch's own layers, that are called outside of autocast."""
+    case = case_of(dtype=torch.float32, dropout=True)
+    y = case.run()
+    expected = torch.autograd.grad(y.sum(), case.trained, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y.sum(), case.trained)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_autocast_leaves_float64_alone(case_of):
+    case = case_of(dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = case.run()
+    assert torch.equal(y, case.run())
+
+
+@pytest.mark.parametrize("p", [-0.5, 1.0, 1.5, float("nan")])
+@pytest.mark.parametrize(("op", "case_of"), [(lora_linear, lora_case), (vera_linear, vera_case)])
+def test_dropout_that_is_no_probability_is_refused(op, case_of, p):
+    case = case_of(dropout=True)
+    operands = [getattr(case, each.name) for each in fields(case) if each.name != "keys"]
+    operands += [1.0] if op is lora_linear else []
+    with pytest.raises(ValueError, match=r"dropout is a probability in \[0, 1\), not"):
+        op(*operands, dropout=p, keys=case.keys)
+
+
+@pytest.mark.parametrize("count", [1, 3, 43])
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_another_number_of_keys_than_vectors_is_refused(case_of, count):
+    """One key for all would give every vector the same mask."""
+    case = replace(case_of(shape=(6, 7)), keys=torch.zeros(count, dtype=torch.int32))
+    with pytest.raises(ValueError, match=f"{count} dropout keys for 42 vectors of x"):
+        case.run()

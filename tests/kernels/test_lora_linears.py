@@ -122,3 +122,63 @@ def test_compiled_op_gives_the_same_result():
         results.append([*ys, *torch.autograd.grad(loss(ys), case.trained)])
     for eager, ours in zip(*results, strict=True):
         assert torch.equal(eager, ours)
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize(
+    ("layer", "changed", "named"),
+    [
+        (0, lambda k: replace(k, A=k.A[:, :2]), r"Bs\[0\]"),
+        (1, lambda k: replace(k, B=k.B[:1]), r"Bs\[1\]"),
+        (1, lambda k: replace(k, A=k.A[..., :9]), r"As\[1\]"),
+        (1, lambda k: replace(k, weight=k.weight[:3]), r"weights\[1\]"),
+        (0, lambda k: replace(k, bias=torch.zeros(2, dtype=k.x.dtype)), r"biases\[0\]"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_by_name(layer, changed, named):
+    """Two layers whose ranks are wrong alone but right together would share columns of xa."""
+    layers = list(linears_case(clients=2).layers)
+    layers[layer] = changed(layers[layer])
+    with pytest.raises(ValueError, match=f"lora_linears: {named} is .* and not "):
+        LinearsCase(tuple(layers)).run()
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+def test_as_many_of_everything_are_needed():
+    first, second = linears_case(sizes=GROUPED_QUERIES[:2]).layers
+    both = [first.weight, second.weight]
+    with pytest.raises(ValueError, match=r"\[2, 1, 2, 2\] weights, biases, As and Bs"):
+        lora_linears(first.x, both, [None], [first.A, second.A], [first.B, second.B], 1.0)
+
+
+@pytest.mark.parametrize("shape", [(12,), (6, 7)], ids=str)
+def test_outputs_may_be_changed_in_place(shape):
+    """As a model does it that scales its queries, whether layers are computed together or not."""
+    case = linears_case(shape=shape)
+    doubled = torch.autograd.grad(loss([y.mul_(2.0) for y in case.run()]), case.trained)
+    single = torch.autograd.grad(loss([2.0 * y for y in case.run()]), case.trained)
+    assert all(map(torch.equal, doubled, single))
+
+
+def test_an_x_that_was_changed_since_is_noticed():
+    case = linears_case()
+    found = loss(case.run())
+    with torch.no_grad():
+        case.x.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.backward()
+
+
+def test_a_second_derivative_is_refused():
+    case = linears_case()
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(sum(y.sum() for y in case.run()), [case.x], create_graph=True)
+
+
+def test_gradients_have_the_dtypes_of_the_forward_pass_wherever_they_are_made():
+    case = linears_case(dtype=torch.float32)
+    found = loss(case.run())
+    expected = torch.autograd.grad(found, case.trained, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = torch.autograd.grad(found, case.trained)
+    assert all(map(torch.equal, actual, expected))

@@ -14,6 +14,7 @@ from fedsa_kernels.lora_linear import triton as lora
 from fedsa_kernels.lora_linears import reference as linears_reference
 from fedsa_kernels.lora_linears import triton as linears
 from fedsa_kernels.lora_linears.reference import parts
+from fedsa_kernels.operands import segments
 from fedsa_kernels.products.factor_grad import factor_dots, factor_grad
 from fedsa_kernels.products.frozen_linear import expand, frozen_linear, frozen_linear_onto
 from fedsa_kernels.products.shrink import shrink, shrink_with_dots, shrink_with_factor_grad
@@ -52,7 +53,7 @@ def _lora_steps(inputs: Inputs) -> dict[str, Step]:
     x, A, B = (each.detach() for each in inputs.trained)
     dy, W, bias, P = inputs.dy, inputs.weight, inputs.bias, A.transpose(1, 2)
     operands = (x, W, bias, A, B, SCALING, 0.0, None)
-    _, xa = lora_reference.forward(*operands)
+    xa = segments(lora_reference.forward(*operands)[1], len(A))
     dxa = _narrow(dy, B)
     found: dict[str, Step] = {
         "shrink": lambda tile: shrink(x, P, 1.0, tile),
@@ -73,7 +74,8 @@ def _vera_steps(inputs: Inputs) -> dict[str, Step]:
     x, d, b = (each.detach() for each in inputs.trained)
     dy, W, bias = inputs.dy, inputs.weight, inputs.bias
     P, Q = (each.expand(len(d), -1, -1) for each in (inputs.A.t(), inputs.B))
-    _, xa = vera_reference.forward(x, W, bias, inputs.A, inputs.B, d, b, 0.0, None)
+    operands = (x, W, bias, inputs.A, inputs.B, d, b, 0.0, None)
+    xa = segments(vera_reference.forward(*operands)[1], len(d))
     dxa = _narrow(dy, Q)
     return {
         "shrink": lambda tile: shrink(x, P, 1.0, tile),
@@ -93,7 +95,8 @@ def _vera_steps(inputs: Inputs) -> dict[str, Step]:
 def _linears_steps(block: Block) -> dict[str, Step]:
     x, A, dys, weights, Bs = _of_block(block)
     P, biases = A.transpose(1, 2), [each.bias for each in block.layers]
-    _, xa = linears_reference.forward(x, weights, biases, A, Bs, SCALING)
+    operands = (x, weights, biases, A, Bs, SCALING)
+    xa = segments(linears_reference.forward(*operands)[1], len(A))
     layers = list(zip(parts(xa, Bs), Bs, weights, biases, dys, strict=True))
     dxa = torch.cat([_narrow(dy, B) for _, B, _, _, dy in layers], 2)
     dx = (dxa, P, None, 1.0)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fedsa_kernels.clipped_grad import reference
 from fedsa_kernels.dispatch import runs_kernels
+from fedsa_kernels.operands import require_shape
 
 __all__ = ["clipped_sum", "sample_grad", "sample_grad_with_norms", "squared_norms"]
 
@@ -115,9 +116,17 @@ def sample_grad(
 
     Returns:
         [row, m, k], or the factors side by side [row, token, m + k] where these are smaller.
+
+    Raises:
+        ValueError: if records or tokens are not as many on both sides.
     """
+    _require_pairs(left, right)
     found: Tensor = _sample_grad(left, right, whole, backend)
     return found
+
+
+def _require_pairs(left: Tensor, right: Tensor) -> None:
+    require_shape("sample_grad", "right", right, *left.shape[:2], right.shape[-1])
 
 
 def sample_grad_with_norms(
@@ -136,6 +145,7 @@ def sample_grad_with_norms(
         right: its input.
         backend: as for ``sample_grad``.
     """
+    _require_pairs(left, right)
     found: tuple[Tensor, Tensor] = _with_norms(left, right, backend)
     return found
 
@@ -149,9 +159,18 @@ def squared_norms(
         gradients: of ``sample_grad``, or [row, *shape] for parameters that are no matrices.
         shape: of the parameter, without client axis.
         backend: as for ``sample_grad``.
+
+    Raises:
+        ValueError: if gradients have another shape.
     """
+    _require_parameter("squared_norms", gradients, shape)
     squares: Tensor = _squared_norms(gradients, shape, backend)
     return squares
+
+
+def _require_parameter(op: str, gradients: Tensor, shape: Sequence[int]) -> None:
+    if not reference.factored(gradients, shape):
+        require_shape(op, "gradients", gradients, len(gradients), *shape)
 
 
 def clipped_sum(
@@ -169,6 +188,12 @@ def clipped_sum(
         factors: of every record.
         shape: of the parameter, without client axis.
         backend: as for ``sample_grad``.
+
+    Raises:
+        ValueError: if there is another number of factors, or gradients have another shape.
     """
+    _require_parameter("clipped_sum", gradients, shape)
+    if factors.numel() != len(gradients):
+        raise ValueError(f"clipped_sum: {factors.numel()} factors for {len(gradients)} records")
     total: Tensor = _clipped_sum(gradients, factors, shape, backend)
     return total

@@ -6,8 +6,10 @@ padding nor the number of clients in one pass moves it, and the backward pass ma
 All arithmetic is on 32 bits and wraps, so that a GPU kernel can make the same bits.
 """
 
+import math
+
 import torch
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 
@@ -93,6 +95,24 @@ def keep_mask(
     x = x.bitwise_xor_(_shift(x, 15)).mul_(_MIX_2)
     # Only the high bits are compared, and multiplication mixes into those best.
     return x >= drop_threshold(p)
+
+
+def keys_of_vectors(
+    x: Float[Tensor, "... d"], keys: Int32[Tensor, "..."] | None, p: float, op: str
+) -> Int32[Tensor, " vector"] | None:
+    """One key for every vector of x, in one line; None where nothing is dropped.
+
+    Raises:
+        ValueError: for a p that is no probability below 1, or another number of keys.
+    """
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"{op}: dropout is a probability in [0, 1), not {p}")
+    if keys is None or p == 0.0:
+        return None
+    rows = math.prod(x.shape[:-1])
+    if keys.numel() != rows:
+        raise ValueError(f"{op}: {keys.numel()} dropout keys for {rows} vectors of x")
+    return keys.reshape(-1).contiguous()
 
 
 def dropout_factors(x: Tensor, keys: Tensor | None, p: float) -> Tensor | None:

@@ -9,9 +9,17 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from fedsa_kernels.dispatch import Choice, kernels_for
+from fedsa_kernels.dropout import keys_of_vectors
 from fedsa_kernels.eager import either_way
 from fedsa_kernels.lora_linear import reference
-from fedsa_kernels.operands import in_dtype, product_dtype, require_segments, rows_of
+from fedsa_kernels.operands import (
+    in_dtype,
+    product_dtype,
+    require_segments,
+    require_shape,
+    rows_of,
+    without_autocast,
+)
 
 
 def _forward(
@@ -30,6 +38,7 @@ def _forward(
         return reference.forward(x, weight, bias, A, B, scaling, p, keys)
     from fedsa_kernels.lora_linear import triton  # not every machine has it
 
+    _require_shapes(x, weight, bias, A, B)
     fused = choice.backend == "fused"
     return triton.forward(x, weight, bias, A, B, scaling, p, keys, choice.tiles, fused)
 
@@ -39,6 +48,17 @@ def _kernels(x: Tensor, A: Tensor, B: Tensor, backend: str | None) -> Choice | N
     return kernels_for("lora_linear", x, d_in, B.shape[1], rank, clients, backend)
 
 
+def _require_shapes(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, A: Tensor, B: Tensor
+) -> None:
+    clients, rank, d_in = A.shape
+    d_out = B.shape[1]
+    require_shape("lora_linear", "x", x, len(x), d_in)
+    require_shape("lora_linear", "weight", weight, d_out, d_in)
+    require_shape("lora_linear", "bias", bias, d_out)
+    require_shape("lora_linear", "B", B, clients, d_out, rank)
+
+
 _forward_op = torch.library.custom_op("fedsa::lora_linear", _forward, mutates_args=())
 
 
@@ -46,11 +66,10 @@ _forward_op = torch.library.custom_op("fedsa::lora_linear", _forward, mutates_ar
 def _forward_fake(
     x: Tensor, weight: Any, bias: Any, A: Tensor, B: Tensor, *_others: Any
 ) -> tuple[Tensor, Tensor]:
-    clients, rank, _ = A.shape
-    y = x.new_empty(x.shape[0], B.shape[1])
-    return y, x.new_empty(clients, x.shape[0] // clients, rank)
+    return x.new_empty(x.shape[0], B.shape[1]), x.new_empty(x.shape[0], A.shape[1])
 
 
+@without_autocast
 def _gradients(
     dy: Tensor,
     x: Tensor,
@@ -157,6 +176,6 @@ def lora_linear(
     x, A, B = in_dtype(x, dtype), in_dtype(A, dtype), in_dtype(B, dtype)
     weight = None if weight is None else in_dtype(weight, dtype)
     bias = None if bias is None else in_dtype(bias, dtype).contiguous()
-    flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1).contiguous()
     require_segments(x, A.shape[0], "lora_linear")
-    return _run(x, weight, bias, A, B, scaling, dropout, flat_keys, backend)
+    of_rows = keys_of_vectors(x, keys, dropout, "lora_linear")
+    return _run(x, weight, bias, A, B, scaling, dropout, of_rows, backend)

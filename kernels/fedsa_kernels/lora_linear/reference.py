@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fedsa_kernels.dropout import dropout_factors
-from fedsa_kernels.operands import by_client, onto_bias, per_client, scaled
+from fedsa_kernels.operands import by_client, onto_bias, per_client, rows_of, scaled
 
 
 def short_side_first(wide: Tensor) -> bool:
@@ -41,14 +41,14 @@ def forward(
     """Outputs y and the product xa = dropout(x)·Aᵀ that the backward pass needs.
 
     Shapes: x [C·m, d_in], weight [d_out, d_in], bias [d_out], A [C, r, d_in], B [C, d_out, r],
-    keys [C·m]; y [C·m, d_out], xa [C, m, r].
+    keys [C·m]; y [C·m, d_out], xa [C·m, r].
     """
-    clients, rank, _ = A.shape
+    clients = A.shape[0]
     factors = dropout_factors(x, keys, p)
     dropped = x if factors is None else x * factors
     xa = narrow(per_client(A), by_client(dropped, clients))
     y = frozen_onto(x, weight, bias, xa, per_client(B), scaling)
-    return y, xa.view(clients, len(x) // clients, rank)
+    return y, rows_of(xa)
 
 
 def frozen_onto(
@@ -58,7 +58,7 @@ def frozen_onto(
 
     Shapes: xa and B as ``by_client`` and ``per_client`` give them; the others as in ``forward``.
     """
-    y = onto_bias(bias, xa, B.mT, scaling).view(len(x), B.shape[-2])
+    y = rows_of(onto_bias(bias, xa, B.mT, scaling))
     return y if weight is None else y.addmm_(x, weight.t())
 
 
@@ -86,9 +86,11 @@ def backward(
     Shapes: dy [C·m, d_out]; the others as in ``forward``.
     """
     needs_x, needs_a, needs_b = needs
-    clients = len(A)
+    clients = A.shape[0]
     segments = by_client(dy, clients)
-    dB = outer_grad(segments, per_client(xa), scaling).view(B.shape) if needs_b else None
+    dB = None
+    if needs_b:
+        dB = outer_grad(segments, by_client(xa, clients), scaling).view(B.shape)
     if not needs_x and not needs_a:
         return None, None, dB
     dxa = narrow(per_client(B).mT, segments, scaling)  # [*C, m, r]
@@ -99,7 +101,7 @@ def backward(
         dA = (dxa.mT @ by_client(dropped, clients)).view(A.shape)
     dx = None
     if needs_x:
-        dx = (dxa @ per_client(A)).view(x.shape)
+        dx = rows_of(dxa @ per_client(A))
         dx = dx if factors is None else dx.mul_(factors)
         dx = dx if weight is None else dx.addmm_(dy, weight)
     return dx, dA, dB

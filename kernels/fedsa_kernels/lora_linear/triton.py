@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fedsa_kernels.launch import Dropout
+from fedsa_kernels.operands import rows_of, segments
 from fedsa_kernels.products.factor_grad import factor_grad
 from fedsa_kernels.products.frozen_linear import expand, frozen_linear, frozen_linear_onto
 from fedsa_kernels.products.shrink import shrink, shrink_with_factor_grad
@@ -32,12 +33,13 @@ def forward(
     """As ``reference.forward``, in the same shapes."""
     dropout = Dropout.of(keys, p)
     if fused and weight is not None and tiles.fused is not None:
-        return frozen_linear(x, weight, bias, A, B, scaling, tiles.fused, dropout)
+        y, xa = frozen_linear(x, weight, bias, A, B, scaling, tiles.fused, dropout)
+        return y, rows_of(xa)
     xa = shrink(x, A.transpose(1, 2), 1.0, tiles.shrink, dropout)
     if fused and weight is not None:
-        return frozen_linear_onto(x, weight, bias, xa, B, scaling, tiles.frozen), xa
+        return frozen_linear_onto(x, weight, bias, xa, B, scaling, tiles.frozen), rows_of(xa)
     y = expand(xa, B, bias, scaling, tiles.expand)
-    return y if weight is None else y.addmm_(x, weight.t()), xa
+    return y if weight is None else y.addmm_(x, weight.t()), rows_of(xa)
 
 
 def backward(
@@ -56,7 +58,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As ``reference.backward``, in the same shapes."""
     needs_x, needs_a, needs_b = needs
-    dropout = Dropout.of(keys, p)
+    dropout, xa = Dropout.of(keys, p), segments(xa, A.shape[0])
     if not needs_x and not needs_a:
         return None, None, factor_grad(dy, xa, scaling, tiles.factor) if needs_b else None
     dxa, dB = through(dy, B, xa, scaling, tiles, needs_b)

@@ -6,11 +6,18 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fedsa_kernels.dispatch import Choice, kernels_for
+from fedsa_kernels.eager import refuse_a_second
 from fedsa_kernels.lora_linears import reference
-from fedsa_kernels.operands import in_dtype, product_dtype, require_segments, rows_of
+from fedsa_kernels.operands import (
+    in_dtype,
+    product_dtype,
+    require_segments,
+    require_shape,
+    rows_of,
+    without_autocast,
+)
 
 LARGEST_RANK = 256
 """Of all adapters together: what a kernel holds of a row grows with it."""
@@ -55,11 +62,11 @@ def _forward_fake(
     scaling: float,
     backend: str | None,
 ) -> tuple[list[Tensor], Tensor]:
-    clients, rank, _ = A.shape
     ys = [x.new_empty(x.shape[0], B.shape[1]) for B in Bs]
-    return ys, x.new_empty(clients, x.shape[0] // clients, rank)
+    return ys, x.new_empty(x.shape[0], A.shape[1])
 
 
+@without_autocast
 def _gradients(
     dys: Sequence[Tensor],
     x: Tensor,
@@ -115,7 +122,7 @@ def _backward(
     x, xa, A, *rest = ctx.saved_tensors
     weights, Bs = rest[: len(dys)], rest[len(dys) :]
     dense = [dy.contiguous() for dy in dys]
-    found = iter(gradients(dense, x, xa, weights, A, Bs, ctx.scaling, ctx.backend, needs))
+    found = iter(gradients(dense, rows_of(x), xa, weights, A, Bs, ctx.scaling, ctx.backend, needs))
     return [next(found) if need else None for need in needs]
 
 
@@ -139,18 +146,21 @@ class _Eager(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         count = len(others) // 3
         weights, biases, Bs = others[:count], others[count : 2 * count], others[2 * count :]
-        inputs = (x, weights, biases, A, Bs, scaling, backend)
-        ys, xa = _forward(*inputs)
-        _setup_context(ctx, inputs, (ys, xa))
-        return tuple(ys)
+        settings = (weights, biases, A, Bs, scaling, backend)
+        ys, xa = _forward(rows_of(x), *settings)
+        _setup_context(ctx, (x, *settings), (ys, xa))
+        # Without ``data`` they may be views, which nobody may change in place.
+        return tuple(y.view(*x.shape[:-1], y.shape[1]).data for y in ys)
 
     @staticmethod
-    @once_differentiable  # xa is kept as a number: a second derivative would miss a term
     def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_a_second()
         needed = ctx.needs_input_grad
         frozen = [None] * (2 * len(dys))
         needs = [*needed[2:4], *needed[4 + len(frozen) :]]
-        dx, dA, *dBs = _backward(_gradients, ctx, dys, needs)
+        rows = [rows_of(dy) for dy in dys]
+        dx, dA, *dBs = _backward(_gradients, ctx, rows, needs)
+        dx = dx if dx is None else dx.view(*dys[0].shape[:-1], dx.shape[1])
         return None, None, dx, dA, *frozen, *dBs
 
 
@@ -186,23 +196,41 @@ def lora_linears(
 
     Raises:
         ValueError: if the vectors of x cannot be split into one equal segment per client, the ranks
-            are too large together, or the backend cannot run here.
+            are too large together, the shapes of operands do not fit, naming one, or the backend
+            cannot run here.
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
+    _require_shapes(x, weights, biases, As, Bs)
     dtype = product_dtype(x)
     x, A = x.to(dtype), torch.cat(list(As), 1).to(dtype)
     if A.shape[1] > LARGEST_RANK:
         raise ValueError(f"lora_linears: ranks of {A.shape[1]} together, over {LARGEST_RANK}")
     require_segments(x, A.shape[0], "lora_linears")
-    flat = rows_of(x)
     frozen, outer = ([in_dtype(each, dtype) for each in operands] for operands in (weights, Bs))
     none = x.new_empty(0)
-    added = [none if bias is None else in_dtype(bias, dtype).contiguous() for bias in biases]
-    ys: Sequence[Tensor]
+    added = [none if bias is None else in_dtype(bias, dtype) for bias in biases]
     if torch.compiler.is_compiling():
-        ys = _forward_op(flat, frozen, added, A, outer, scaling, backend)[0]
-    else:
-        eager: Any = _Eager.apply
-        ys = eager(scaling, backend, flat, A, *frozen, *added, *outer)
-    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)
+        ys = _forward_op(rows_of(x), frozen, added, A, outer, scaling, backend)[0]
+        return tuple(y.view(*x.shape[:-1], y.shape[1]) for y in ys)
+    eager: Any = _Eager.apply
+    found: tuple[Tensor, ...] = eager(scaling, backend, x, A, *frozen, *added, *outer)
+    return found
+
+
+def _require_shapes(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    As: Sequence[Tensor],
+    Bs: Sequence[Tensor],
+) -> None:
+    if not len(weights) == len(biases) == len(As) == len(Bs):
+        counts = [len(each) for each in (weights, biases, As, Bs)]
+        raise ValueError(f"lora_linears: {counts} weights, biases, As and Bs")
+    for k, (weight, bias, A, B) in enumerate(zip(weights, biases, As, Bs, strict=True)):
+        clients, d_out = As[0].shape[0], B.shape[1]
+        require_shape("lora_linears", f"As[{k}]", A, clients, A.shape[1], x.shape[-1])
+        require_shape("lora_linears", f"Bs[{k}]", B, clients, d_out, A.shape[1])
+        require_shape("lora_linears", f"weights[{k}]", weight, d_out, x.shape[-1])
+        require_shape("lora_linears", f"biases[{k}]", bias, d_out)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsa_kernels.lora_linear.reference import frozen_onto, narrow, outer_grad
-from fedsa_kernels.operands import by_client, per_client
+from fedsa_kernels.operands import by_client, per_client, rows_of
 
 
 def parts(xa: Tensor, Bs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -29,13 +29,13 @@ def forward(
     """Outputs y_i and the product xa = x·Aᵀ of all of them, which the backward pass needs.
 
     Shapes: x [C·m, d_in], weights [d_out_i, d_in], biases [d_out_i], A [C, Σr, d_in], Bs
-    [C, d_out_i, r_i]; y_i [C·m, d_out_i], xa [C, m, Σr].
+    [C, d_out_i, r_i]; y_i [C·m, d_out_i], xa [C·m, Σr].
     """
-    clients, rank, _ = A.shape
+    clients = A.shape[0]
     xa = narrow(per_client(A), by_client(x, clients))
     layers = zip(weights, biases, parts(xa, Bs), map(per_client, Bs), strict=True)
     ys = [frozen_onto(x, *layer, scaling) for layer in layers]
-    return ys, xa.view(clients, len(x) // clients, rank)
+    return ys, rows_of(xa)
 
 
 def backward(
@@ -53,8 +53,9 @@ def backward(
     Shapes: dys [C·m, d_out_i]; the others as in ``forward``.
     """
     needs_x, needs_a, *needs_b = needs
-    segments = [by_client(dy, len(A)) for dy in dys]
-    layers = zip(segments, parts(per_client(xa), Bs), Bs, needs_b, strict=True)
+    clients = A.shape[0]
+    segments = [by_client(dy, clients) for dy in dys]
+    layers = zip(segments, parts(by_client(xa, clients), Bs), Bs, needs_b, strict=True)
     dBs = [
         outer_grad(dy, part, scaling).view(B.shape) if needed else None
         for dy, part, B, needed in layers
@@ -64,10 +65,10 @@ def backward(
     pairs = zip(Bs, segments, strict=True)
     products = [narrow(per_client(B).mT, dy, scaling) for B, dy in pairs]
     dxa = torch.cat(products, -1)  # [*C, m, Σr]
-    dA = (dxa.mT @ by_client(x, len(A))).view(A.shape) if needs_a else None
+    dA = (dxa.mT @ by_client(x, clients)).view(A.shape) if needs_a else None
     if not needs_x:
         return None, dA, dBs
-    dx = (dxa @ per_client(A)).view(x.shape)
+    dx = rows_of(dxa @ per_client(A))
     for dy, weight in zip(dys, weights, strict=True):
         dx.addmm_(dy, weight)
     return dx, dA, dBs

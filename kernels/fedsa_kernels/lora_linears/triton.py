@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsa_kernels.lora_linear.triton import through
 from fedsa_kernels.lora_linears.reference import parts
+from fedsa_kernels.operands import rows_of, segments
 from fedsa_kernels.products.factor_grad import factor_grad
 from fedsa_kernels.products.frozen_linear import expand, frozen_linear_onto
 from fedsa_kernels.products.shrink import shrink
@@ -35,7 +36,7 @@ def forward(
             ys.append(frozen_linear_onto(x, weight, bias, part, B, scaling, tiles.frozen))
         else:
             ys.append(expand(part, B, bias, scaling, tiles.expand).addmm_(x, weight.t()))
-    return ys, xa
+    return ys, rows_of(xa)
 
 
 def backward(
@@ -52,6 +53,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """As ``reference.backward``, in the same shapes."""
     needs_x, needs_a, *needs_b = needs
+    xa = segments(xa, A.shape[0])
     dBs: list[Tensor | None] = [None] * len(Bs)
     narrow = []
     for k, (dy, part, B) in enumerate(zip(dys, parts(xa, Bs), Bs, strict=True)):

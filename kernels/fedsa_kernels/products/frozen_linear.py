@@ -209,6 +209,7 @@ def _launch(
     clients, rows, rank = q.shape
     width = P.shape[1]
     y = q.new_empty(clients * rows, width)
+    bias = None if bias is None else bias.contiguous()
     blocks = triton.cdiv(rows, tile.m)
     dropout = drop_in or drop_out
     block_r = rank_block(rank)

@@ -9,8 +9,15 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from fedsa_kernels.dispatch import Choice, kernels_for
+from fedsa_kernels.dropout import keys_of_vectors
 from fedsa_kernels.eager import either_way
-from fedsa_kernels.operands import in_dtype, product_dtype, require_segments
+from fedsa_kernels.operands import (
+    in_dtype,
+    product_dtype,
+    require_segments,
+    require_shape,
+    without_autocast,
+)
 from fedsa_kernels.vera_linear import reference
 
 
@@ -47,11 +54,10 @@ _forward_op = torch.library.custom_op("fedsa::vera_linear", _forward, mutates_ar
 def _forward_fake(
     x: Tensor, weight: Any, bias: Any, A: Any, B: Any, d: Tensor, b: Tensor, *_others: Any
 ) -> tuple[Tensor, Tensor]:
-    clients, rank = d.shape
-    y = x.new_empty(x.shape[0], b.shape[1])
-    return y, x.new_empty(clients, x.shape[0] // clients, rank)
+    return x.new_empty(x.shape[0], b.shape[1]), x.new_empty(x.shape[0], d.shape[1])
 
 
+@without_autocast
 def _gradients(
     dy: Tensor,
     xa: Tensor,
@@ -153,7 +159,7 @@ def vera_linear(
 
     Raises:
         ValueError: if the vectors of x cannot be split into one equal segment per client, or the
-            backend cannot run here.
+            backend cannot run here, or the shapes of operands do not fit, naming one.
 
     Source: Kopiczko et al., VeRA (ICLR 2024), §3.1, equation 2.
     """
@@ -161,7 +167,26 @@ def vera_linear(
     x, A, B = in_dtype(x, dtype), in_dtype(A, dtype), in_dtype(B, dtype)
     d, b = in_dtype(d, dtype).contiguous(), in_dtype(b, dtype).contiguous()
     weight = None if weight is None else in_dtype(weight, dtype)
-    bias = None if bias is None else in_dtype(bias, dtype).contiguous()
+    bias = None if bias is None else in_dtype(bias, dtype)
     require_segments(x, d.shape[0], "vera_linear")
-    flat_keys = None if keys is None or dropout == 0.0 else keys.reshape(-1).contiguous()
-    return _run(x, weight, bias, A, B, d, b, dropout, flat_keys, backend)
+    _require_shapes(x, weight, bias, A, B, d, b)
+    of_rows = keys_of_vectors(x, keys, dropout, "vera_linear")
+    return _run(x, weight, bias, A, B, d, b, dropout, of_rows, backend)
+
+
+def _require_shapes(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    d: Tensor,
+    b: Tensor,
+) -> None:
+    clients, rank = d.shape
+    d_in, d_out = x.shape[-1], b.shape[1]
+    require_shape("vera_linear", "A", A, rank, d_in)
+    require_shape("vera_linear", "B", B, d_out, rank)
+    require_shape("vera_linear", "b", b, clients, d_out)
+    require_shape("vera_linear", "weight", weight, d_out, d_in)
+    require_shape("vera_linear", "bias", bias, d_out)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fedsa_kernels.dropout import dropout_factors
-from fedsa_kernels.operands import by_client, onto_bias, per_client
+from fedsa_kernels.operands import by_client, onto_bias, per_client, rows_of, segments
 
 
 def forward(
@@ -26,13 +26,12 @@ def forward(
     """Outputs y and the product xa = dropout(x)·Aᵀ that the backward pass needs.
 
     Shapes: x [C·m, d_in], weight [d_out, d_in], bias [d_out], A [r, d_in], B [d_out, r], d [C, r],
-    b [C, d_out], keys [C·m]; y [C·m, d_out], xa [C, m, r].
+    b [C, d_out], keys [C·m]; y [C·m, d_out], xa [C·m, r].
     """
-    clients, rank = d.shape
     factors = dropout_factors(x, keys, p)
-    xa = ((x if factors is None else x * factors) @ A.t()).view(clients, len(x) // clients, rank)
-    inner = per_client(xa * d[:, None])  # [*C, m, r]
-    y = onto_bias(bias, inner, _scaled(B, b).mT, 1.0).view(len(x), len(B))
+    xa = (x if factors is None else x * factors) @ A.t()
+    inner = per_client(segments(xa, len(d)) * d[:, None])  # [*C, m, r]
+    y = rows_of(onto_bias(bias, inner, _scaled(B, b).mT, 1.0))
     return y if weight is None else y.addmm_(x, weight.t()), xa
 
 
@@ -53,17 +52,18 @@ def backward(
     Shapes: dy [C·m, d_out]; the others as in ``forward``.
     """
     needs_x, needs_d, needs_b = needs
-    segments, scale = by_client(dy, len(d)), d[:, None]
+    clients, scale = d.shape[0], d[:, None]
+    own, narrow = by_client(dy, clients), segments(xa, clients)
     db = None
     if needs_b:  # the diagonal of dyᵀ·(inner·Bᵀ), without the product of that size
-        db = ((segments.mT @ per_client(xa * scale)) * B).sum(-1).view(b.shape)
+        db = ((own.mT @ per_client(narrow * scale)) * B).sum(-1).view(b.shape)
     if not needs_x and not needs_d:
         return None, None, db
-    dinner = (segments @ _scaled(B, b)).view(xa.shape)
-    dd = (dinner * xa).sum(1) if needs_d else None
+    dinner = (own @ _scaled(B, b)).view(narrow.shape)
+    dd = (dinner * narrow).sum(1) if needs_d else None
     if not needs_x:
         return None, dd, db
-    dx = (dinner * scale).view(len(dy), len(A)) @ A
+    dx = rows_of(dinner * scale) @ A
     factors = dropout_factors(dx, keys, p)
     dx = dx if factors is None else dx.mul_(factors)
     return dx if weight is None else dx.addmm_(dy, weight), dd, db

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fedsa_kernels.launch import Dropout
+from fedsa_kernels.operands import rows_of, segments
 from fedsa_kernels.products.factor_grad import factor_dots
 from fedsa_kernels.products.frozen_linear import expand, frozen_linear_onto
 from fedsa_kernels.products.shrink import shrink, shrink_with_dots
@@ -33,9 +34,10 @@ def forward(
     xa = shrink(x, _for_all(A.t(), clients), 1.0, tiles.shrink, Dropout.of(keys, p))
     P, scales = _for_all(B, clients), (b, d)
     if fused and weight is not None:
-        return frozen_linear_onto(x, weight, bias, xa, P, 1.0, tiles.frozen, scales), xa
+        y = frozen_linear_onto(x, weight, bias, xa, P, 1.0, tiles.frozen, scales)
+        return y, rows_of(xa)
     y = expand(xa, P, bias, 1.0, tiles.expand, scales)
-    return y if weight is None else y.addmm_(x, weight.t()), xa
+    return y if weight is None else y.addmm_(x, weight.t()), rows_of(xa)
 
 
 def backward(
@@ -55,6 +57,7 @@ def backward(
     """As ``reference.backward``, in the same shapes."""
     needs_x, needs_d, needs_b = needs
     clients = d.shape[0]
+    xa = segments(xa, clients)
     db = factor_dots(dy, xa, B.contiguous(), d.contiguous(), tiles.factor) if needs_b else None
     if not needs_x and not needs_d:
         return None, None, db
