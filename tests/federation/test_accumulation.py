@@ -1,11 +1,12 @@
 """A step that is worked off in parts is the same step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-MakeFederation = Callable[..., "Federation"]
+MakeFederation = Callable[..., Any]
 
 
 @pytest.mark.parametrize("parts", [2, 5, 50])

@@ -17,7 +17,7 @@ from fedsa_secure.federation.losses import client_losses, row_losses
 from fedsa_secure.federation.server import select_clients
 from fedsa_secure.types import NamedTensors, Role
 
-MakeFederation = Callable[..., "Federation"]
+MakeFederation = Callable[..., Any]
 OPTIONS = {
     "dropout": 0.0,
     "rounds": 4,

@@ -1,6 +1,7 @@
 """Nobody else's data get into what a client trains for itself."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fedsa_secure.runtimes import simulation
 from fedsa_secure.types import Role
 
 WORDS = [f"w{k}" for k in range(196)]
-MakeFederation = Callable[..., "Federation"]
+MakeFederation = Callable[..., Any]
 
 
 def rows_of_three(others_seed: int, others_words: int = 6) -> Dataset:

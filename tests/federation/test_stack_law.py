@@ -1,6 +1,7 @@
 """C clients in one stack train as the same clients do one after another."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fedsa_secure.federation.local_training import ClientResult, ClientState, tr
 from fedsa_secure.methods import find_method
 from fedsa_secure.types import NamedTensors
 
-MakeFederation = Callable[..., "Federation"]
+MakeFederation = Callable[..., Any]
 
 
 def one_round(federation, clients: Sequence[int], round_number: int = 1) -> list[ClientResult]:

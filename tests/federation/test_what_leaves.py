@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from fedsa_secure.runtimes import simulation
 from fedsa_secure.runtimes.simulation import Simulation
 from fedsa_secure.types import NamedTensors, Role
 
-MakeFederation = Callable[..., "Federation"]
+MakeFederation = Callable[..., Any]
 Shapes = list[tuple[str, tuple[int, ...]]]
 
 # By method: which factors leave a client, and which it trains. VeRA's d stands for A, its b for B.
@@ -94,7 +95,7 @@ class Recorded:
 
     method: str
     adapter: str
-    made: "Federation"
+    made: Any
     start: NamedTensors
     frozen: NamedTensors
     run: Simulation | None = None

@@ -5,6 +5,7 @@ import torch
 
 from fedsa_kernels.aot import TARGETS, resources_of_all
 from fedsa_kernels.bench.inputs import draw
+from fedsa_kernels.bench.kernel_steps import kernel_steps
 from fedsa_kernels.bench.shapes import Shape
 from fedsa_kernels.bench.tuning import _tried
 from fedsa_kernels.launch import interpreted, recording
