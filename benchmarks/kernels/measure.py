@@ -28,9 +28,11 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "kernels"), str(ROOT)]
 from record import RESULTS, append_row, environment, read_rows, write_block  # noqa: E402 - found through the lines above
 
 from fedsa_kernels.bench import Findings, Shape, Timing, best_plain, name_of  # noqa: E402 - likewise
-from fedsa_kernels.dispatch import BACKENDS, device_name  # noqa: E402 - likewise
+from fedsa_kernels.bench.work import orders_of  # noqa: E402 - likewise
+from fedsa_kernels.dispatch import device_name  # noqa: E402 - likewise
 from fedsa_kernels.launch import interpreted  # noqa: E402 - likewise
-from fedsa_secure.bench.kernels import bench_kernels  # noqa: E402 - likewise
+from fedsa_kernels.tables import BACKENDS  # noqa: E402 - likewise
+from fedsa_secure.bench.kernels import bench_kernels, device_here, names_here  # noqa: E402 - likewise
 
 
 def rows(findings: Findings) -> list[dict[str, object]]:
@@ -127,26 +129,47 @@ def layer_of(row: dict[str, str]) -> str:
 def already(path: Path, around: dict[str, str]) -> list[dict[str, str]]:
     """Rows that a run on this device and commit wrote before."""
     same = ("device", "commit")
-    return [r for r in read_rows(path) if all(r[name] == around[name] for name in same)]
+    return [r for r in read_rows(path) if all(r.get(name) == around[name] for name in same)]
 
 
-def main() -> None:
-    """Run everything and write it down."""
+def finished(rows_before: list[dict[str, str]], device: torch.device) -> set[str]:
+    """Names of the layers of which every order is there."""
+    return {
+        layer
+        for layer, orders in by_layer(rows_before).items()
+        if orders_of(next(iter(orders.values()))["op"], device).keys() <= orders.keys()
+    }
+
+
+def options() -> argparse.Namespace:
+    """What the command line says; what makes no sense ends here, before anything is timed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     parser.add_argument("--only", default="", help="layers and steps with this in their names")
     parser.add_argument("--resume", action="store_true", help="leave out what --out has")
     arguments = parser.parse_args()
-    begun = time.monotonic()
+    if interpreted() and arguments.out.resolve() == RESULTS:
+        parser.error("times of the interpreter mean nothing: name a folder of their own by --out")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        parser.error(f"--out {arguments.out} is no folder")
+    if not any(arguments.only in name for name in names_here()):
+        named = "\n  ".join(names_here())
+        parser.error(f"--only {arguments.only!r} is in no name of\n  {named}")
+    return arguments
+
+
+def main() -> None:
+    """Run everything and write it down."""
+    arguments, begun = options(), time.monotonic()
 
     def report(text: str) -> None:
         print(f"{time.monotonic() - begun:6.1f} s  {text}", flush=True)
 
     mpl.use("agg")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     around = environment() | {"triton": version("triton"), "device": name_of(device)}
     layers, steps = (arguments.out / name for name in ("kernels.csv", "kernels_steps.csv"))
-    done = {layer_of(r) for r in already(layers, around)}
+    done = finished(already(layers, around), device)
     done |= {r["name"].split(": ")[0] for r in already(steps, around)}
 
     def wanted(name: str) -> bool:

@@ -1,5 +1,6 @@
 """The adapter kernels on the device at hand, as rows."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,27 @@ from pathlib import Path
 import torch
 
 from fedsa_kernels.bench import Findings, Timing, plan_for, run
+from fedsa_kernels.dispatch import VARIABLE
 from fedsa_kernels.launch import interpreted
 from fedsa_kernels.tables import Table, in_force
-from fedsa_secure.bench.training_steps import DRY, GPU, bench_training_steps
+from fedsa_secure.bench.training_steps import DRY, GPU, Workload, bench_training_steps
+from fedsa_secure.errors import ConfigError
 from fedsa_secure.reporting.rows import Row
+
+
+def device_here() -> torch.device:
+    """What is measured: a GPU if there is one, and the CPU under ``TRITON_INTERPRET=1``."""
+    return torch.device("cuda" if torch.cuda.is_available() and not interpreted() else "cpu")
+
+
+def names_here() -> list[str]:
+    """Of all shapes and training steps that are measured."""
+    device = device_here()
+    return [*map(str, plan_for(device).shapes), *map(str, _workloads(device))]
+
+
+def _workloads(device: torch.device) -> tuple[Workload, ...]:
+    return GPU if device.type == "cuda" else DRY
 
 
 def bench_kernels(
@@ -37,9 +55,13 @@ def bench_kernels(
         one workload after the other.
 
     Raises:
+        ConfigError: if the environment names one backend for everything.
         WrongResultError: if an op gives wrong numbers; nothing is timed then.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() and not interpreted() else "cpu")
+    named = os.environ.get(VARIABLE) or "auto"
+    if named != "auto":
+        raise ConfigError(VARIABLE, f"is {named!r}", "unset it: every backend is measured")
+    device = device_here()
     plan = plan_for(device)
     plan = replace(plan, shapes=tuple(s for s in plan.shapes if wanted(str(s))))
     findings = run(plan, device, table, report, seed, keep)
@@ -52,10 +74,10 @@ def _training_steps(
     report: Callable[[str], None],
     wanted: Callable[[str], bool],
 ) -> Iterator[list[Row]]:
-    gpu = device.type == "cuda"
-    workloads = tuple(w for w in (GPU if gpu else DRY) if wanted(str(w)))
+    workloads = tuple(w for w in _workloads(device) if wanted(str(w)))
     with in_force(table):
-        yield from bench_training_steps(workloads, device, 15 if gpu else 3, report)
+        turns = 15 if device.type == "cuda" else 3
+        yield from bench_training_steps(workloads, device, turns, report)
 
 
 def rows_of(findings: Findings) -> list[Row]:

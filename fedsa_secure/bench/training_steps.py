@@ -27,8 +27,9 @@ from transformers import (
 )
 
 from fedsa_kernels.bench.timing import Step, Times, event, take_turns
-from fedsa_kernels.dispatch import BACKENDS, VARIABLE
+from fedsa_kernels.dispatch import VARIABLE
 from fedsa_kernels.launch import interpreted
+from fedsa_kernels.tables import BACKENDS
 from fedsa_secure.adapters import AdapterSettings, attach
 from fedsa_secure.reporting.rows import Row
 from fedsa_secure.types import Role

@@ -66,7 +66,9 @@ def _bench_kernels(
         Path | None,
         typer.Option(help="add what was fastest here, for FEDSA_KERNEL_TABLE to name"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the numbers that the check draws")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="of the numbers that the check draws")
+    ] = 0,
     json: terminal.Json = None,
 ) -> None:
     """Check, tune and time the adapter kernels beside PEFT, other orders of work and the roofline.
@@ -97,6 +99,8 @@ def _bench_kernels(
     terminal.console.print(_bench_table("training steps", steps, ("of PEFT",)))
     for line in (f"{len(findings.checks)} checks passed", *_KERNELS_LEGEND):
         terminal.console.print(line, highlight=False)
+    if table is not None and not findings.table.rows:
+        terminal.console.print(f"{table} was not written: nothing is tuned on a CPU")
     if json is not None:
         write_rows(json, [*rows, *steps])
 

@@ -17,13 +17,17 @@ from functools import cache, lru_cache
 import torch
 
 from fedsa_kernels.launch import interpreted
-from fedsa_kernels.tables import APART, Measured, Problem, Table, read_table
-from fedsa_kernels.tiles import Tiles, default_tiles
+from fedsa_kernels.tables import APART, BACKENDS, Measured, Problem, Table, read_table
+from fedsa_kernels.tiles import Tiles
 
-BACKENDS = ("reference", "cublas", "fused")
 VARIABLE = "FEDSA_KERNELS"
 _FAR = math.log(4.0)
 """A shape is taken for measured if a shape within this factor of it was, in rows and in size."""
+
+_THERE_ARE = f"there are {', '.join(BACKENDS)} and auto"
+_NEEDS = (
+    "needs a CUDA or ROCm GPU; on a CPU it runs in Triton's interpreter alone (TRITON_INTERPRET=1)"
+)
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,9 @@ def _choice(
 ) -> Choice:
     if problem.dtype == torch.float64 or problem.rows == 0:
         nothing = "float64" if problem.rows else "no rows"
-        tiles = default_tiles(problem.dtype, problem.rank)
-        return Choice("reference", tiles, f"there are no kernels for {nothing}")
+        return Choice("reference", problem.default_tiles, f"there are no kernels for {nothing}")
     near = _nearest(problem, table)
-    tiles = near.tiles if near else default_tiles(problem.dtype, problem.rank)
+    tiles = near.tiles if near else problem.default_tiles
     if asked is not None:
         return Choice(asked, tiles, f"{source} says so")
     if not name:
@@ -133,19 +136,26 @@ def runs_kernels(op: str, backend: str | None, *operands: torch.Tensor) -> bool:
     Args:
         op: its name.
         backend: "triton" or "reference"; else the environment variable, where "cublas" and "fused"
-            mean kernels; else the reference, until a table says otherwise.
+            mean kernels where these can run; else the reference, until a table says otherwise.
         operands: what it works on. Kernels take no float64, and on the CPU only interpreted ones
             run.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for another name, or for kernels that cannot run here.
     """
-    name = backend or os.environ.get(VARIABLE) or "auto"
-    if name not in (*BACKENDS, "triton", "auto"):
-        raise ValueError(f"{op}: there is no backend {name!r}, but triton and reference")
-    wide = any(operand.dtype == torch.float64 for operand in operands)
-    runs = not wide and (operands[0].is_cuda or interpreted())
-    return runs and name not in ("reference", "auto")
+    runs = operands[0].is_cuda or interpreted()
+    if backend is None:
+        name = os.environ.get(VARIABLE) or "auto"
+        if name not in (*BACKENDS, "auto"):
+            raise ValueError(f"{VARIABLE} asks for {name!r}; {_THERE_ARE}")
+        asked = name not in ("reference", "auto")
+    elif backend not in ("triton", "reference"):
+        raise ValueError(f"{op}: there is no backend {backend!r}, but triton and reference")
+    else:
+        asked = backend == "triton"
+        if asked and not runs:
+            raise ValueError(f"{op}: the backend triton {_NEEDS}")
+    return asked and runs and all(each.dtype != torch.float64 for each in operands)
 
 
 @cache
@@ -156,13 +166,10 @@ def device_name(device: torch.device) -> str:
 
 def _require(asked: str, source: str, device: torch.device) -> None:
     if asked not in BACKENDS:
-        raise ValueError(f"{source} asks for {asked!r}; there are {', '.join(BACKENDS)} and auto")
+        raise ValueError(f"{source} asks for {asked!r}; {_THERE_ARE}")
     runs = device.type == "cuda" or (device.type == "cpu" and interpreted())
     if asked != "reference" and not runs:
-        raise ValueError(
-            f"{source} asks for {asked!r}, which needs a CUDA or ROCm GPU; on a CPU it "
-            "runs in Triton's interpreter alone (TRITON_INTERPRET=1)"
-        )
+        raise ValueError(f"{source} asks for {asked!r}, which {_NEEDS}")
 
 
 @lru_cache(4096)

@@ -25,6 +25,9 @@ class Tile:
         splits: parts of the sum that programs of their own add up; 0 for as many as give every
             multiprocessor two programs.
         group: blocks of rows that are worked off together, so that they find W in the cache.
+
+    Raises:
+        ValueError: for numbers that no kernel could work with, naming one.
     """
 
     m: int = 64
@@ -34,6 +37,19 @@ class Tile:
     stages: int = 2
     splits: int = 0
     group: int = 8
+
+    def __post_init__(self) -> None:
+        blocks = (("m", self.m, 16), ("n", self.n, 16), ("k", self.k, 16), ("warps", self.warps, 1))
+        for name, size, least in blocks:
+            if not isinstance(size, int) or size < least or size & (size - 1):
+                raise ValueError(f"{name} of a tile is a power of two from {least} on, not {size}")
+        for name, count, least in (
+            ("stages", self.stages, 1),
+            ("splits", self.splits, 0),
+            ("group", self.group, 1),
+        ):
+            if not isinstance(count, int) or count < least:
+                raise ValueError(f"{name} of a tile is an integer from {least} on, not {count}")
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
             kernel[grid](*arguments, **options)
     else:
         launches.append(Launch(kernel, grid, arguments, options))
+
+
+def within_reach(x: Tensor) -> Tensor:
+    """A matrix whose columns are less than 2³¹ elements apart, which is how far a kernel counts."""
+    return x if x.stride(1) * x.shape[1] < 2**31 else x.contiguous()
 
 
 def split_span(total: int, step: int, programs: int, splits: int, device: torch.device) -> int:

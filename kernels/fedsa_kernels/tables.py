@@ -20,6 +20,8 @@ from fedsa_kernels.launch import Tile, rank_block
 from fedsa_kernels.tiles import KERNELS, Tiles, default_tiles
 
 VARIABLE = "FEDSA_KERNEL_TABLE"
+BACKENDS = ("reference", "cublas", "fused")
+"""That an op can run on, see ``fedsa_kernels.dispatch``."""
 APART = "apart"
 """Stands in a table for a backend where layers of one x are faster one by one."""
 TABLES = Path(__file__).parent / "tuned"
@@ -50,6 +52,11 @@ class Problem:
     def __str__(self) -> str:
         sizes = f"{self.rows} rows, {self.d_in} to {self.d_out}, rank {self.rank}"
         return f"{sizes}, {self.clients} clients, {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def default_tiles(self) -> Tiles:
+        """Tiles that are safe for it anywhere."""
+        return default_tiles(self.dtype, self.rank, self.d_in, self.d_out)
 
     def distance(self, measured: "Problem") -> float:
         """The largest factor between their rows, widths or blocks of ranks, as a logarithm.
@@ -111,6 +118,8 @@ class Table:
         """
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list):
+                raise TypeError("it holds no list of rows")
             return cls(tuple(_from_json(row) for row in rows))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is no table of measured kernels: {error}") from error
@@ -172,10 +181,31 @@ def _as_json(row: Measured) -> dict[str, Any]:
 
 def _from_json(row: dict[str, Any]) -> Measured:
     """A kernel that the row does not name has its default tile."""
-    sizes = {name: row[name] for name in ("op", "rows", "d_in", "d_out", "rank", "clients")}
-    dtype: torch.dtype = getattr(torch, row["dtype"])
-    given = default_tiles(dtype, row["rank"])
+    problem = Problem(
+        row["op"], getattr(torch, row["dtype"]), *(_positive(row, name) for name in _SIZES)
+    )
+    if row["fastest"] not in (*BACKENDS, APART):
+        raise ValueError(f"fastest is one of {', '.join(BACKENDS)} and {APART}")
+    given = problem.default_tiles
     tiles = {name: getattr(given, name) for name in KERNELS} | {
-        name: None if shape is None else Tile(**shape) for name, shape in row["tiles"].items()
+        name: _tile(name, shape) for name, shape in row["tiles"].items()
     }
-    return Measured(Problem(dtype=dtype, **sizes), row["fastest"], Tiles(**tiles))
+    return Measured(problem, row["fastest"], Tiles(**tiles))
+
+
+_SIZES = ("rows", "d_in", "d_out", "rank", "clients")
+
+
+def _positive(row: dict[str, Any], name: str) -> int:
+    size = row[name]
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"{name} is a positive integer, not {size!r}")
+    return size
+
+
+def _tile(kernel: str, shape: dict[str, int] | None) -> Tile | None:
+    if shape is not None:
+        return Tile(**shape)
+    if kernel not in ("both", "fused"):
+        raise ValueError(f"{kernel} has no other way: it needs a tile")
+    return None

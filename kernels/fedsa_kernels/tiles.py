@@ -1,6 +1,6 @@
 """Shapes of the kernels' work: what is safe anywhere, and what is tried on a device."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 
 import torch
@@ -36,11 +36,32 @@ class Tiles:
 KERNELS = tuple(each.name for each in fields(Tiles))
 
 
-def default_tiles(dtype: torch.dtype, rank: int) -> Tiles:
+def default_tiles(dtype: torch.dtype, rank: int, *widths: int) -> Tiles:
     """Tiles that fit every device of the ahead-of-time gate without spilling a register.
 
     Large ranks and wide numbers get smaller tiles: what a program holds grows with their product.
+    So do sizes that are no multiples of 16, whose addresses have to be kept one by one. Where the
+    rank is none and above 64, a few registers may still go to memory.
+
+    Args:
+        dtype: of the products.
+        rank: of the adapters.
+        widths: of x and y, if they are known.
     """
+    tiles = _tiles(dtype, rank)
+    if not any(size % 16 for size in (rank, *widths)):
+        return tiles
+    block = rank_block(rank)
+    fused = Tile(m=16, n=32, k=32) if block == 16 else Tile(m=32, n=32, k=16)
+    if dtype.itemsize > 2:
+        return replace(tiles, fused=tiles.fused and fused)
+    both = Tile(m=64, n=32 if block == 16 else 16) if block <= 64 else None
+    if any(width % 16 for width in widths):
+        return replace(tiles, shrink=Tile(m=32, n=32), both=both, fused=tiles.fused and fused)
+    return replace(tiles, shrink=Tile() if block <= 64 else tiles.shrink, both=both)
+
+
+def _tiles(dtype: torch.dtype, rank: int) -> Tiles:
     wide = dtype.itemsize > 2
     large = rank_block(rank) > (32 if wide else 64)
     if large:

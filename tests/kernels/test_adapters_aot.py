@@ -24,17 +24,19 @@ def meta(*sizes: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(*sizes, dtype=dtype, device="meta")
 
 
-def launches(dtype: torch.dtype, rank: int, p: float) -> list[Launch]:
+def launches(
+    dtype: torch.dtype, rank: int, p: float, d_in: int = D_IN, d_out: int = D_OUT
+) -> list[Launch]:
     """Forward and backward of both ops in both orders of work, each distinct kernel once."""
 
     def draw(*sizes: int) -> torch.Tensor:
         return meta(*sizes, dtype=dtype)
 
-    tiles = default_tiles(dtype, rank)
-    x, dy, weight = draw(CLIENTS * ROWS, D_IN), draw(CLIENTS * ROWS, D_OUT), draw(D_OUT, D_IN)
-    bias, keys = draw(D_OUT), meta(CLIENTS * ROWS, dtype=torch.int32)
-    A, B = draw(CLIENTS, rank, D_IN), draw(CLIENTS, D_OUT, rank)
-    frozen_a, frozen_b, d, b = draw(rank, D_IN), draw(D_OUT, rank), draw(2, rank), draw(2, D_OUT)
+    tiles = default_tiles(dtype, rank, d_in, d_out)
+    x, dy, weight = draw(CLIENTS * ROWS, d_in), draw(CLIENTS * ROWS, d_out), draw(d_out, d_in)
+    bias, keys = draw(d_out), meta(CLIENTS * ROWS, dtype=torch.int32)
+    A, B = draw(CLIENTS, rank, d_in), draw(CLIENTS, d_out, rank)
+    frozen_a, frozen_b, d, b = draw(rank, d_in), draw(d_out, rank), draw(2, rank), draw(2, d_out)
     with recording() as found:
         for fused in (True, False):
             _, xa = lora.forward(x, weight, bias, A, B, 2.0, p, keys, tiles, fused)
@@ -51,21 +53,26 @@ def variant(launch: Launch) -> str:
 
 
 CASES = [
+    (torch.bfloat16, 8, 0.1),
     (torch.bfloat16, 16, 0.1),
     (torch.bfloat16, 16, 0.0),
     (torch.bfloat16, 64, 0.1),
     (torch.bfloat16, 256, 0.1),
     (torch.float16, 16, 0.1),
+    (torch.float32, 8, 0.1),
     (torch.float32, 16, 0.1),
     (torch.float32, 64, 0.1),
     (torch.float32, 256, 0.1),
 ]
+UNEVEN = (4090, 1022)
 
 
 @cache
-def compiled(dtype: torch.dtype, rank: int, p: float) -> dict[str, dict[str, Resources]]:
+def compiled(
+    dtype: torch.dtype, rank: int, p: float, *widths: int
+) -> dict[str, dict[str, Resources]]:
     """By target and kernel. The first test waits for all targets, which take all cores."""
-    kernels = launches(dtype, rank, p)
+    kernels = launches(dtype, rank, p, *widths)
     found = zip(*resources_of_all(kernels, list(TARGETS.values())), strict=True)
     names = [variant(each) for each in kernels]
     return {t: dict(zip(names, each, strict=True)) for t, each in zip(TARGETS, found, strict=True)}
@@ -74,7 +81,40 @@ def compiled(dtype: torch.dtype, rank: int, p: float) -> dict[str, dict[str, Res
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("dtype", "rank", "p"), CASES)
 def test_nothing_spills_and_everything_fits(dtype: torch.dtype, rank: int, p: float, target: str):
-    found = compiled(dtype, rank, p)[target]
+    check_fits(compiled(dtype, rank, p)[target], target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_spills_at_widths_that_are_no_multiples_of_16(target: str):
+    check_fits(compiled(torch.bfloat16, 16, 0.1, *UNEVEN)[target], target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("dtype", "rank", "p", "widths"),
+    [
+        (torch.bfloat16, 8, 0.0, ()),
+        (torch.bfloat16, 24, 0.1, ()),
+        (torch.bfloat16, 32, 0.1, ()),
+        (torch.bfloat16, 40, 0.1, ()),
+        (torch.bfloat16, 128, 0.1, ()),
+        (torch.bfloat16, 8, 0.1, UNEVEN),
+        (torch.float16, 24, 0.1, ()),
+        (torch.float32, 8, 0.0, ()),
+        (torch.float32, 24, 0.1, ()),
+        (torch.float32, 32, 0.1, ()),
+        (torch.float32, 128, 0.1, ()),
+        (torch.float32, 16, 0.1, UNEVEN),
+    ],
+)
+def test_nothing_spills_at_the_other_sizes(
+    dtype: torch.dtype, rank: int, p: float, widths: tuple[int, ...], target: str
+):
+    check_fits(compiled(dtype, rank, p, *widths)[target], target)
+
+
+def check_fits(found: dict[str, Resources], target: str) -> None:
     assert {name: each.spilled for name, each in found.items() if each.spilled} == {}
     assert max(each.shared for each in found.values()) <= TARGETS[target].shared
     assert max(each.registers for each in found.values()) <= TARGETS[target].registers

@@ -5,18 +5,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapter_cases import Case, VeraCase, check_equal_to_plain, check_no_rows, lora_case, vera_case
+from adapter_cases import (
+    Case,
+    VeraCase,
+    check_equal_to_plain,
+    check_near,
+    check_no_rows,
+    lora_case,
+    vera_case,
+)
 from torch.utils.checkpoint import checkpoint
 
-from fedsa_kernels import dispatch
+from fedsa_kernels import lora_linear
+from fedsa_kernels.dispatch import choose
 from fedsa_kernels.launch import Tile, interpreted
-from fedsa_kernels.tiles import default_tiles
+from fedsa_kernels.tables import Measured, Problem, Table, in_force
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 """Half precision is twice as coarse as on a device: the interpreter cuts bits off."""
 BACKENDS = ("cublas", "fused")
+CPU = torch.device("cpu")
 MAKERS = {"lora": lora_case, "vera": vera_case}
 SIZES = [(37, 23, 5), (64, 64, 16), (130, 70, 1), (48, 100, 33)]
 
@@ -143,14 +153,15 @@ def test_x_may_be_a_view(make, backend):
     ],
     ids=["two-passes", "narrow-first", "parts", "parts-of-both"],
 )
-def test_tiles_change_no_result(make, backend, change, monkeypatch):
+def test_tiles_change_no_result(make, backend, change):
     """A table may say that two passes are faster than one, or how a sum is split."""
-    tiles = replace(default_tiles(torch.float32, 5), **change)
-    monkeypatch.setattr(dispatch, "default_tiles", lambda dtype, rank: tiles)
-    dispatch._choice.cache_clear()
     case = make(shape=(6, 50), sizes=(70, 90, 5), dropout=True, dtype=torch.float32)
-    check_equal_to_plain(case, TOLERANCE[torch.float32], backend=backend)
-    dispatch._choice.cache_clear()
+    op = "vera_linear" if isinstance(case, VeraCase) else "lora_linear"
+    problem = Problem(op, torch.float32, 300, 70, 90, 5, 3)
+    tiles = replace(problem.default_tiles, **change)
+    with in_force(Table((Measured(problem, backend, tiles),))):
+        assert choose(problem, CPU, backend).tiles == tiles
+        check_equal_to_plain(case, TOLERANCE[torch.float32], backend=backend)
 
 
 def spread(tensor: torch.Tensor) -> torch.Tensor:
@@ -214,3 +225,15 @@ def test_shapes_that_do_not_fit_are_refused_by_name(make, backend, changed, name
 def _first_client(case: Case) -> dict[str, torch.Tensor]:
     """The outer factor of one client, where x has rows of two."""
     return {"b": case.b[:1]} if isinstance(case, VeraCase) else {"B": case.B[:1]}
+
+
+@pytest.mark.parametrize("scaling", [2.0, 40.0])
+def test_float16_overflows_in_no_backend_alone(scaling: float, backend: str):
+    """q is about 2,000 here, and B makes it small again: only its product with scaling is large."""
+    x = torch.full((16, 64), 8.0, dtype=torch.float16)
+    weight, A = torch.zeros(16, 64, dtype=torch.float16), torch.full((1, 3, 64), 4.0).half()
+    B = torch.full((1, 16, 3), 1e-3, dtype=torch.float16)
+    expected = lora_linear(
+        *(t.double() for t in (x, weight)), None, A.double(), B.double(), scaling
+    )
+    check_near(lora_linear(x, weight, None, A, B, scaling, backend=backend), expected, 4e-3)

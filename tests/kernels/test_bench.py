@@ -238,3 +238,30 @@ def test_the_command_says_what_was_wrong_and_fails(monkeypatch: pytest.MonkeyPat
     done = CliRunner().invoke(app, ["bench", "kernels"])
     assert done.exit_code == 1
     assert "fused on some shape" in done.output
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "named"),
+    [
+        ([], {"FEDSA_KERNELS": "fused"}, "unset it: every backend is measured"),
+        (["--seed", str(2**70)], {}, "--seed"),
+    ],
+)
+def test_the_command_refuses_what_makes_no_sense(
+    given: list[str], environment: dict[str, str], named: str
+) -> None:
+    done = CliRunner().invoke(app, ["bench", "kernels", *given], env=environment)
+    assert done.exit_code != 0
+    assert not isinstance(done.exception, OverflowError | RuntimeError)
+    assert named in " ".join((done.output + str(done.exception)).split())
+
+
+def test_the_command_says_that_a_cpu_gets_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Shape(19, 11, 24, 3, dtype="float32")
+    monkeypatch.setattr(bench_kernels, "plan_for", lambda _: Plan((small,), (), 2, 0))
+    path = tmp_path / "mine.json"
+    done = CliRunner().invoke(app, ["bench", "kernels", "--table", str(path)])
+    assert not path.exists()
+    assert "was not written: nothing is tuned on a CPU" in " ".join(done.output.split())

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedsa_kernels import dispatch
 from fedsa_kernels.bench import Plan, Shape, WrongResultError, measure, plan_for, run
 from fedsa_kernels.bench.shapes import ragged
 from fedsa_kernels.launch import Tile, interpreted
 from fedsa_kernels.lora_linear import triton
-from fedsa_kernels.tables import Table, read_table
+from fedsa_kernels.tables import BACKENDS, Table, read_table
 from fedsa_kernels.tiles import default_tiles
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1")
@@ -39,7 +38,7 @@ def test_a_dry_run_checks_tunes_and_times_everything(
     for shape in plan.shapes:
         timed = {t.order: t.times.p50 for t in findings.timings if t.shape == shape}
         assert set(timed) >= {"frozen", "peft", "reference", "cublas", "fused"}
-        ours = {name: timed[name] for name in (*dispatch.BACKENDS, "apart") if name in timed}
+        ours = {name: timed[name] for name in (*BACKENDS, "apart") if name in timed}
         (row,) = (row for row in findings.table.rows if row.problem == shape.problem)
         assert row.fastest == min(ours, key=ours.get)
 

@@ -1,14 +1,16 @@
 """Which backend an op runs on, and that it says why."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fedsa_kernels import dispatch, tables
-from fedsa_kernels.dispatch import choose, together_pays
+from fedsa_kernels.dispatch import choose, runs_kernels, together_pays
 from fedsa_kernels.launch import Tile, interpreted
 from fedsa_kernels.tables import Measured, Problem, Table, in_force
 from fedsa_kernels.tiles import default_tiles
@@ -173,7 +175,7 @@ def test_a_table_of_ones_own_comes_before_the_packages(tmp_path, monkeypatch):
     assert choose(PROBLEM, GPU).backend == "fused"
 
 
-@pytest.mark.parametrize("text", [None, "{", '[{"op": "lora_linear"}]', '{"rows": 1}'])
+@pytest.mark.parametrize("text", [None, "{", '[{"op": "lora_linear"}]', '{"rows": 1}', "{}"])
 def test_a_table_that_is_none_is_refused_by_its_path(text, tmp_path, monkeypatch):
     path = tmp_path / "broken.json"
     if text is not None:
@@ -182,3 +184,44 @@ def test_a_table_that_is_none_is_refused_by_its_path(text, tmp_path, monkeypatch
     monkeypatch.setenv("FEDSA_KERNEL_TABLE", str(path))
     with pytest.raises(ValueError, match="broken.json"):
         choose(PROBLEM, GPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda row: row | {"fastest": "banana"}, "fastest is one of"),
+        (lambda row: row | {"fastest": None}, "fastest is one of"),
+        (lambda row: row | {"rows": 0}, "rows is a positive integer, not 0"),
+        (lambda row: row | {"d_in": "18"}, "d_in is a positive integer, not '18'"),
+        (lambda row: with_tile(row, "frozen", None), "frozen has no other way"),
+        (lambda row: with_tile(row, "frozen", {"group": 0}), "group of a tile"),
+        (lambda row: with_tile(row, "fused", {"m": 24}), "m of a tile is a power of two"),
+        (lambda row: with_tile(row, "both", {"warps": 0}), "warps of a tile is a power of two"),
+        (lambda row: with_tile(row, "both", {"splits": -1}), "splits of a tile"),
+    ],
+)
+def test_a_row_that_kernels_could_not_work_with_is_refused(change, match, tmp_path):
+    """Some would crash far from here, and some give wrong numbers."""
+    path = tmp_path / "edited.json"
+    Table((row("fused", 8192, 4096),)).write(path)
+    path.write_text(json.dumps([change(each) for each in json.loads(path.read_text())]))
+    with pytest.raises(ValueError, match=f"edited.json is no table of measured kernels: {match}"):
+        Table.read(path)
+
+
+def with_tile(row: dict[str, Any], kernel: str, shape: dict[str, int] | None) -> dict[str, Any]:
+    return row | {"tiles": row["tiles"] | {kernel: shape}}
+
+
+@pytest.mark.skipif(interpreted(), reason="the interpreter runs kernels on a CPU")
+def test_ops_of_one_kernel_refuse_what_cannot_run_and_follow_the_environment(monkeypatch):
+    operand = torch.zeros(2)
+    with pytest.raises(ValueError, match="clipped_grad: the backend triton needs a CUDA"):
+        runs_kernels("clipped_grad", "triton", operand)
+    with pytest.raises(ValueError, match="there is no backend 'fused', but triton and reference"):
+        runs_kernels("clipped_grad", "fused", operand)
+    monkeypatch.setenv("FEDSA_KERNELS", "fused")
+    assert not runs_kernels("clipped_grad", None, operand)  # nothing here to run it on
+    monkeypatch.setenv("FEDSA_KERNELS", "triton")
+    with pytest.raises(ValueError, match="reference, cublas, fused and auto"):
+        runs_kernels("clipped_grad", None, operand)

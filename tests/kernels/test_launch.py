@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fedsa_kernels.launch import precision
+from fedsa_kernels.launch import precision, within_reach
 
 X = torch.zeros(1)
 # Every way to set torch's switch, and a way to set it back.
@@ -59,3 +59,12 @@ def test_what_was_set_last_counts_where_both_apis_are_mixed():
     assert precision(X) == "ieee"
     turn("cuda.matmul", True)
     assert precision(X) == "tf32"
+
+
+def test_columns_too_far_apart_for_a_kernel_are_brought_together():
+    """Without memory: 14,336 columns of 160,000 numbers end beyond 2³¹."""
+    far = torch.empty(14336, 160000, device="meta").t()
+    assert far.stride() == (1, 160000)
+    assert within_reach(far).stride() == (14336, 1)
+    near = torch.empty(64, 100, device="meta").t()
+    assert within_reach(near) is near

@@ -59,6 +59,13 @@ def test_a_measurement_that_was_cut_short_goes_on(
     monkeypatch.setattr(sys, "argv", ["measure.py", "--out", str(tmp_path), "--only", "r=4"])
     script.main()
     assert timed[4:] == [shapes[1]]
+    first = rows[:2]  # as if it had been cut short between two orders of the first shape
+    (tmp_path / "kernels.csv").unlink()
+    for row in first:
+        script.append_row(tmp_path / "kernels.csv", row)
+    monkeypatch.setattr(sys, "argv", ["measure.py", "--out", str(tmp_path), "--resume"])
+    script.main()
+    assert timed[5:] == list(shapes)
     assert len(script.read_rows(tmp_path / "kernels_steps.csv")) == len(steps)
 
 
@@ -98,3 +105,33 @@ def test_a_layer_on_which_plain_torch_wins_is_named(script: ModuleType) -> None:
         "plain torch is faster on 1 of 2:",
         f"  {small}: base first",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--only", "no such layer", "--out", "FOLDER"], "'no such layer' is in no name of"),
+        (["--out", "FILE"], "is no folder"),
+        (["--out", "RESULTS"], "name a folder of their own"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_measured(
+    script: ModuleType,
+    given: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    (tmp_path / "file").touch()
+    places = {
+        "FOLDER": str(tmp_path),
+        "FILE": str(tmp_path / "file"),
+        "RESULTS": str(script.RESULTS),
+    }
+    monkeypatch.setattr(sys, "argv", ["measure.py", *(places.get(each, each) for each in given)])
+    monkeypatch.setattr(script, "interpreted", lambda: True)
+    monkeypatch.setattr(script, "bench_kernels", None)
+    with pytest.raises(SystemExit):
+        script.main()
+    assert named in capsys.readouterr().err

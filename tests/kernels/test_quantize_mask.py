@@ -87,6 +87,7 @@ def test_a_product_that_overflows_is_refused_as_by_the_host():
         quantize_mask(values, grid.step, grid.levels, words_of(COINS, 5), factor=1e10)
 
 
+@pytest.mark.usefixtures("_without_type_checks")
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -97,7 +98,10 @@ def test_a_product_that_overflows_is_refused_as_by_the_host():
         ({"step": 2.0**-1050}, "power of two"),
         ({"levels": 0}, "32 bits"),
         ({"levels": 2**31}, "32 bits"),
+        ({"levels": 100.5}, "32 bits"),
         ({"coins": torch.zeros(9, dtype=torch.int32)[::2]}, "contiguous"),
+        ({"coins": torch.zeros(5, dtype=torch.int64)}, "int32, not torch.int64"),
+        ({"masks": torch.zeros(5, dtype=torch.int8)}, "int32, not torch.int8"),
         ({"values": torch.zeros(5, dtype=torch.float16)}, "float32 or float64"),
         ({"streams": [(bytes(31), True)]}, "32 bytes"),
     ],

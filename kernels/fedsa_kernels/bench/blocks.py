@@ -21,10 +21,10 @@ from torch.nn import functional
 from fedsa_kernels.bench.inputs import SCALING, Inputs, draw
 from fedsa_kernels.bench.orders import Results, Step, peft_module
 from fedsa_kernels.bench.shapes import LAYERS, Shape, as_one_layer
-from fedsa_kernels.dispatch import BACKENDS
 from fedsa_kernels.launch import interpreted
 from fedsa_kernels.lora_linear import lora_linear
 from fedsa_kernels.lora_linears import lora_linears
+from fedsa_kernels.tables import BACKENDS
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedsa_kernels.bench.shapes import Shape, ragged
 from fedsa_kernels.bench.work import Work, draw_work, orders_of, results_of
-from fedsa_kernels.dispatch import BACKENDS
 from fedsa_kernels.launch import Launch
+from fedsa_kernels.tables import BACKENDS
 
 TOLERANCE = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 2e-2}
 """Largest error over the largest expected value, by the arithmetic of the products."""

@@ -18,7 +18,7 @@ from fedsa_kernels.operands import segments
 from fedsa_kernels.products.factor_grad import factor_dots, factor_grad
 from fedsa_kernels.products.frozen_linear import expand, frozen_linear, frozen_linear_onto
 from fedsa_kernels.products.shrink import shrink, shrink_with_dots, shrink_with_factor_grad
-from fedsa_kernels.tiles import KERNELS, Tiles, default_tiles
+from fedsa_kernels.tiles import KERNELS, LARGEST_FUSED_RANK, Tiles
 from fedsa_kernels.vera_linear import reference as vera_reference
 
 Step = Callable[[Tile], object]
@@ -65,7 +65,7 @@ def _lora_steps(inputs: Inputs) -> dict[str, Step]:
         ),
         "both": lambda tile: shrink_with_factor_grad(dy, B, xa, SCALING, tile),
     }
-    if default_tiles(x.dtype, A.shape[1]).fused is not None:
+    if A.shape[1] <= LARGEST_FUSED_RANK:
         found["fused"] = lambda tile: frozen_linear(x, W, bias, A, B, SCALING, tile)
     return found
 

@@ -17,7 +17,7 @@ from fedsa_kernels.bench.timing import Times, take_turns
 from fedsa_kernels.bench.work import draw_work, orders_of
 from fedsa_kernels.launch import interpreted
 from fedsa_kernels.tables import APART, Measured, Table, in_force
-from fedsa_kernels.tiles import Tiles, default_tiles
+from fedsa_kernels.tiles import Tiles
 
 Report = Callable[[str], None]
 
@@ -124,7 +124,7 @@ def run(
     named = {str(dtype).removeprefix("torch."): found for dtype, found in top.items()}
     timings: list[Timing] = []
     for shape in plan.shapes:
-        row = Measured(shape.problem, "reference", default_tiles(shape.torch_dtype, shape.rank))
+        row = Measured(shape.problem, "reference", shape.problem.default_tiles)
         if tunes:
             report(f"tuning {shape}")
             row = replace(row, tiles=_tuned(shape, device, plan.tiles))
@@ -149,7 +149,7 @@ def _checked(
     Raises:
         WrongResultError: if the default tiles do not either.
     """
-    safe = replace(row, tiles=default_tiles(shape.torch_dtype, shape.rank))
+    safe = replace(row, tiles=shape.problem.default_tiles)
     for tried in (row, safe):
         with in_force(Table((tried,))):
             checks = list(check_tiles(shape, device, seed))

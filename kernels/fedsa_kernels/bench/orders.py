@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsa_kernels.bench.inputs import SCALING, Inputs
-from fedsa_kernels.dispatch import BACKENDS
 from fedsa_kernels.launch import interpreted
 from fedsa_kernels.lora_linear import lora_linear
 from fedsa_kernels.operands import scaled
+from fedsa_kernels.tables import BACKENDS
 from fedsa_kernels.vera_linear import vera_linear
 
 Results = list[list[Tensor]]

@@ -13,7 +13,7 @@ from fedsa_kernels.bench.shapes import Shape
 from fedsa_kernels.bench.timing import take_turns
 from fedsa_kernels.bench.work import Work
 from fedsa_kernels.launch import Launch, Tile
-from fedsa_kernels.tiles import Tiles, candidates, default_tiles
+from fedsa_kernels.tiles import Tiles, candidates
 
 _TURNS = 7
 
@@ -30,7 +30,7 @@ def tune(sets: Sequence[Work], most: int | None = None) -> Tiles:
     """
     shape, device = sets[0].shape, sets[0].device
     found = [kernel_steps(work) for work in sets]
-    tiles = default_tiles(shape.torch_dtype, shape.rank)
+    tiles = shape.problem.default_tiles
     for kernel in found[0]:
         seconds = {
             tile: taken
@@ -64,7 +64,7 @@ def launches_for(work: Work, most: int | None = None) -> list[Launch]:
     tried = [(kernel, tile) for kernel in steps for tile in _tried(kernel, shape, most)]
     found = [partial(steps[kernel], tile) for kernel, tile in tried]
     if shape.op != "vera_linear":  # two passes over dy instead of one
-        two = replace(default_tiles(shape.torch_dtype, shape.rank), both=None)
+        two = replace(shape.problem.default_tiles, both=None)
         found += [
             partial(whole_step, work, replace(two, **{kernel: tile}), fused=False)
             for kernel, tile in tried
@@ -74,9 +74,9 @@ def launches_for(work: Work, most: int | None = None) -> list[Launch]:
 
 
 def _tried(kernel: str, shape: Shape, most: int | None) -> list[Tile]:
-    default = getattr(default_tiles(shape.torch_dtype, shape.rank), kernel)
+    default = getattr(shape.problem.default_tiles, kernel)
     others = candidates(kernel, shape.rank) if shape.torch_dtype.itemsize == 2 else []
-    return list(dict.fromkeys([default, *others]))[:most]
+    return [tile for tile in dict.fromkeys([default, *others]) if tile is not None][:most]
 
 
 def _seconds(steps: Sequence[Callable[[], object]], device: torch.device) -> float | None:

@@ -26,6 +26,7 @@ from fedsa_kernels.launch import (
     rank_block,
     split_span,
     upcasts,
+    within_reach,
 )
 from fedsa_kernels.products.parts import add_parts
 
@@ -128,6 +129,7 @@ def _run(
     span = split_span(rows, tile.m, programs, tile.splits, z.device)
     parts = max(1, triton.cdiv(rows, span))
     grad = z.new_empty(clients, parts, *shape, dtype=z.dtype if parts == 1 else torch.float32)
+    z = within_reach(z)
     launch(
         _factor_grad, (triton.cdiv(width, tile.n), clients * parts),
         z, q, P, d, grad, None if dropout is None else dropout.keys,

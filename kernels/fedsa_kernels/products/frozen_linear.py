@@ -16,7 +16,15 @@ from torch import Tensor
 
 from fedsa_kernels.dropout import drop_threshold
 from fedsa_kernels.dropout.triton import keep_tile
-from fedsa_kernels.launch import Dropout, Tile, launch, precision, rank_block, upcasts
+from fedsa_kernels.launch import (
+    Dropout,
+    Tile,
+    launch,
+    precision,
+    rank_block,
+    upcasts,
+    within_reach,
+)
 from fedsa_kernels.tiles import LARGEST_FUSED_RANK
 
 Scales = tuple[Tensor, Tensor]
@@ -122,8 +130,13 @@ def _frozen_linear(  # noqa: C901 - branches on constants are the variants of on
             mask=(r[:, None] < rank) & inside[None, :],
             other=0.0,
         )
-        # Scaled before it is rounded, which is once; the sum then needs no second accumulator.
-        q_tile = (narrow * scaling).to(p_tile.dtype)
+        # Scaled before the sum, which then needs no second accumulator. Float16 ends at 65504:
+        # q times a scaling may reach that, and P is small.
+        if p_tile.dtype == tl.float16:
+            q_tile = narrow.to(p_tile.dtype)
+            p_tile = (p_tile.to(tl.float32) * scaling).to(p_tile.dtype)
+        else:
+            q_tile = (narrow * scaling).to(p_tile.dtype)
         if UPCAST:
             q_tile, p_tile = q_tile.to(tl.float32), p_tile.to(tl.float32)
         total = tl.dot(q_tile, p_tile, total, input_precision=PRECISION)
@@ -209,6 +222,7 @@ def _launch(
     clients, rows, rank = q.shape
     width = P.shape[1]
     y = q.new_empty(clients * rows, width)
+    x = None if x is None else within_reach(x)
     bias = None if bias is None else bias.contiguous()
     blocks = triton.cdiv(rows, tile.m)
     dropout = drop_in or drop_out

@@ -28,6 +28,7 @@ from fedsa_kernels.launch import (
     rank_block,
     split_span,
     upcasts,
+    within_reach,
 )
 from fedsa_kernels.products.parts import add_parts
 
@@ -165,6 +166,7 @@ def _run(
     parts = triton.cdiv(width, span)
     narrow = z.new_empty(parts, clients, rows, rank, dtype=z.dtype if parts == 1 else torch.float32)
     dots = z.new_empty(clients, blocks * parts if d is not None else 0, rank, dtype=torch.float32)
+    z = within_reach(z)
     launch(
         _shrink, (clients * blocks, parts),
         z, P, q, b, d, narrow, tall, dots, None if dropout is None else dropout.keys,

@@ -101,7 +101,7 @@ def _pack(streams: Sequence[tuple[bytes, bool]], words: int) -> Int32[Tensor, "s
 def _check_grid(step: float, levels: int) -> None:
     if not 2.0**-1000 <= step <= 2.0**1000 or math.frexp(step)[0] != 0.5:
         raise ValueError(f"a step is a power of two between 2⁻¹⁰⁰⁰ and 2¹⁰⁰⁰, not {step}")
-    if not 0 < levels < 2**31:
+    if not isinstance(levels, int) or not 0 < levels < 2**31:
         raise ValueError(f"{levels} steps on either side of zero do not fit into 32 bits")
 
 
@@ -113,3 +113,6 @@ def _check_operands(values: Tensor, coins: Tensor, masks: Tensor | None) -> None
             raise ValueError(f"{tuple(each.shape)} is not one contiguous line of values")
         if each.device != values.device:
             raise ValueError(f"operands on {values.device} and on {each.device}")
+    for words in (coins,) if masks is None else (coins, masks):
+        if words.dtype != torch.int32:
+            raise ValueError(f"coins and masks are words of 32 bits, int32, not {words.dtype}")
