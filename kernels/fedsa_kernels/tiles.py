@@ -57,7 +57,9 @@ def default_tiles(dtype: torch.dtype, rank: int, *widths: int) -> Tiles:
         return replace(tiles, fused=tiles.fused and fused)
     both = Tile(m=64, n=32 if block == 16 else 16) if block <= 64 else None
     if any(width % 16 for width in widths):
-        return replace(tiles, shrink=Tile(m=32, n=32), both=both, fused=tiles.fused and fused)
+        small, frozen = Tile(m=32, n=32), Tile(warps=8)
+        tiles = replace(tiles, shrink=small, factor=small, frozen=frozen, both=both)
+        return replace(tiles, fused=tiles.fused and fused)
     return replace(tiles, shrink=Tile() if block <= 64 else tiles.shrink, both=both)
 
 

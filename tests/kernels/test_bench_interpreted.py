@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedsa_kernels.bench import Plan, Shape, WrongResultError, measure, plan_for, run
+from fedsa_kernels.bench import Plan, Shape, WrongResultError, measure, other_checks, plan_for, run
+from fedsa_kernels.bench.checks import compared
 from fedsa_kernels.bench.shapes import ragged
 from fedsa_kernels.launch import Tile, interpreted
 from fedsa_kernels.lora_linear import triton
@@ -94,3 +95,34 @@ def test_layers_apart_are_timed_as_the_table_has_single_ones(
     assert seen[THREE] == {"lora_linear": first.fastest, "lora_linears": "reference"}
     assert {row.problem for row in Table.read(path).rows} == {SMALL.problem, THREE.problem}
     assert read_table("").rows == ()
+
+
+def test_what_is_not_timed_is_checked_too_and_refused_if_wrong(monkeypatch) -> None:
+    found = list(other_checks.check_others(CPU, 3))
+    assert all(each.passed for each in found)
+    assert {(each.shape.op, each.order) for each in found} == {
+        *(
+            (op, f"{backend} with dropout")
+            for op in ("lora_linear", "vera_linear")
+            for backend in ("cublas", "fused")
+        ),
+        ("clipped_grad", "kernel"),
+    }
+    sound = other_checks.clipped_sum
+
+    def off(*operands: Any, backend: str) -> torch.Tensor:
+        return sound(*operands, backend=backend) * (1.001 if backend == "triton" else 1.0)
+
+    monkeypatch.setattr(other_checks, "clipped_sum", off)
+    wrong = [each for each in other_checks.check_others(CPU, 4) if not each.passed]
+    assert {each.shape.op for each in wrong} == {"clipped_grad"}
+
+
+def test_words_of_a_device_are_those_of_the_host(monkeypatch) -> None:
+    """On a CPU both are the host's; what counts is that another word is noticed."""
+    masked = other_checks._masked(CPU, 3)
+    expected = [each.double() for each in masked()]
+    same = compared(other_checks.WORDS, "kernel", "words", masked, expected)
+    assert same.passed
+    expected[1][17] += 1
+    assert not compared(other_checks.WORDS, "kernel", "words", masked, expected).passed

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fedsa_kernels import dispatch, launch
-from fedsa_kernels.bench import DRY, GPU, Shape, compiling
+from fedsa_kernels.bench import DRY, GPU, Shape, compiling, other_checks
 from fedsa_kernels.bench.checks import launches_for_check
 from fedsa_kernels.bench.compiling import compile_ahead, launches_of, runs
+from fedsa_kernels.bench.other_checks import launches_for_others
 from fedsa_kernels.bench.shapes import ragged
 from fedsa_kernels.bench.tuning import launches_for
 from fedsa_kernels.bench.work import draw_work, orders_of
@@ -160,3 +161,12 @@ def test_a_mistake_of_ours_is_not_taken_for_a_tile_that_does_not_fit() -> None:
 
     with pytest.raises(TypeError):
         compiling.compiled(Launch(SimpleNamespace(warmup=warmup), (1,), (), {}))
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_what_is_checked_but_not_timed_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "interpreted", lambda: True)  # kernels on a CPU's operands
+    monkeypatch.setattr(other_checks, "interpreted", lambda: True)  # small ones
+    kernels = {each.kernel.__name__ for each in launches_for_others(CPU, 0)}
+    adapters = {"_shrink", "_factor_grad", "_frozen_linear", "_add_parts"}
+    assert kernels == adapters | {"_token_sum", "_gram", "_weighted_sum"}

@@ -11,6 +11,7 @@ import torch
 from fedsa_kernels.bench.ceilings import ceilings
 from fedsa_kernels.bench.checks import CHECKED, Check, check, check_tiles, launches_for_check
 from fedsa_kernels.bench.orders import OURS, PLAIN
+from fedsa_kernels.bench.other_checks import check_others, launches_for_others
 from fedsa_kernels.bench.roofline import Ceilings, predicted
 from fedsa_kernels.bench.shapes import CPU, DRY, GPU, Shape
 from fedsa_kernels.bench.timing import Times, take_turns
@@ -116,7 +117,8 @@ def run(
     if device.type == "cuda" and tunes:
         _compile_ahead(plan, device, seed, report)
     checks = []
-    for each in check(plan.checked, device, seed):
+    others = check_others(device, seed) if device.type == "cuda" or interpreted() else ()
+    for each in chain(check(plan.checked, device, seed), others):
         checks.append(each)
         report(f"checked {each.order} on {each.shape}: {each.error:.1e}")
     require_passed(checks)
@@ -233,5 +235,6 @@ def _compile_ahead(plan: Plan, device: torch.device, seed: int, report: Report) 
 
     checked = launches_for_check(plan.checked, device, seed)
     works = (draw_work(shape, device, seed) for shape in plan.shapes)
+    others = launches_for_others(device, seed)
     tried = chain.from_iterable(launches_for(work, plan.tiles) for work in works)
-    report(f"compiled {compile_ahead(chain(checked, tried))} kernels")
+    report(f"compiled {compile_ahead(chain(checked, others, tried))} kernels")
