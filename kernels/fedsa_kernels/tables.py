@@ -1,7 +1,7 @@
 """What was measured on a device: one file of JSON for each, which the dispatcher reads.
 
 ``tuned/<device>.json`` comes with the package; the file that the environment variable
-``FEDSA_KERNEL_TABLE`` names is read instead, whatever the device is.
+``FEDSA_KERNEL_TABLE`` names is read instead, whatever the GPU is. A CPU has none.
 """
 
 import json
