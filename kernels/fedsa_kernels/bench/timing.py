@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ def take_turns(
 ) -> dict[str, Times]:
     """Time every task; each turn runs all of them, so that the machine's noise meets all alike.
 
+    Their order is another one in each turn: what one leaves in caches meets all others.
+
     Args:
         tasks: by name, the same step on as many sets of operands as the caches should not hold; a
             step must not synchronise with the device.
@@ -43,13 +46,20 @@ def take_turns(
     for steps in tasks.values():
         steps[0]()  # warms up
     taken: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(turns):
-        for name, steps in tasks.items():
+    for names in _orders(tasks, turns):
+        for name in names:
             begun = _clock()
-            for step in steps:
+            for step in tasks[name]:
                 step()
-            taken[name].append((_clock() - begun) / len(steps))
+            taken[name].append((_clock() - begun) / len(tasks[name]))
     return {name: Times.of(seconds) for name, seconds in taken.items()}
+
+
+def _orders(tasks: Mapping[str, object], turns: int) -> Iterator[list[str]]:
+    """The tasks of every turn, by name; the same in every run."""
+    stream = Random(0)  # noqa: S311 - no secret
+    for _ in range(turns):
+        yield stream.sample(list(tasks), len(tasks))
 
 
 def _clock() -> float:
@@ -62,11 +72,11 @@ def _of_graphs(tasks: Mapping[str, Sequence[Step]], turns: int) -> dict[str, Tim
     for graph in graphs.values():
         graph.replay()
     events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in tasks}
-    for _ in range(turns):
-        for name, graph in graphs.items():
+    for names in _orders(tasks, turns):
+        for name in names:
             begin, end = event(), event()
             begin.record()
-            graph.replay()
+            graphs[name].replay()
             end.record()
             events[name].append((begin, end))
     torch.cuda.synchronize()
