@@ -148,7 +148,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="layers and steps with this in their names")
     parser.add_argument("--resume", action="store_true", help="leave out what --out has")
     arguments = parser.parse_args()
-    if interpreted() and arguments.out.resolve() == RESULTS:
+    arguments.out = arguments.out.resolve()
+    if interpreted() and arguments.out == RESULTS.resolve():
         parser.error("times of the interpreter mean nothing: name a folder of their own by --out")
     if arguments.out.exists() and not arguments.out.is_dir():
         parser.error(f"--out {arguments.out} is no folder")
@@ -191,7 +192,7 @@ def main() -> None:
                 step.name, f"{step.value:.4g} {step.unit}", step.ratio_to_baseline or "", flush=True
             )
     found = already(layers, around)
-    if arguments.out == RESULTS and not interpreted():
+    if arguments.out == RESULTS.resolve():
         text = f"{around['device']}, commit {around['commit']}\n\n{table(found)}"
         write_block(ROOT / "benchmarks" / "README.md", "kernels", text)
     print(f"{len(findings.checks)} checks passed, largest error by arithmetic:")

@@ -101,8 +101,8 @@ def _choice(
     asked: str | None,
     source: str,
 ) -> Choice:
-    if problem.dtype == torch.float64 or problem.rows == 0:
-        nothing = "float64" if problem.rows else "no rows"
+    nothing = _without_kernels(problem)
+    if nothing:
         return Choice("reference", problem.default_tiles, f"there are no kernels for {nothing}")
     near = _nearest(problem, table)
     tiles = near.tiles if near else problem.default_tiles
@@ -116,6 +116,15 @@ def _choice(
     if near.fastest == APART:
         return Choice("reference", tiles, f"layers are faster apart on {name} at {near.problem}")
     return Choice(near.fastest, tiles, f"fastest on {name} at {near.problem}")
+
+
+def _without_kernels(problem: Problem) -> str:
+    """What of a problem kernels cannot work with; empty for nothing."""
+    if problem.dtype == torch.float64:
+        return "float64"
+    if problem.d_in * problem.d_out >= 2**31:  # they count the elements of W in 32 bits
+        return "2³¹ frozen weights"
+    return "" if problem.rows else "no rows"
 
 
 def together_pays(problem: Problem, device: torch.device) -> bool:

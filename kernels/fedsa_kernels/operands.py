@@ -65,14 +65,19 @@ def require_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> None:
         raise ValueError(f"{op}: {rows} rows do not split into {clients} client segments")
 
 
-def require_shape(op: str, name: str, operand: Tensor | None, *shape: int) -> None:
-    """Refuse an operand of another shape: kernels would read what is beside it in memory.
+Expected = tuple[str, Tensor | None, tuple[int, ...]]
+"""An operand's name, the operand, and the shape that it should have."""
+
+
+def require_shapes(op: str, *expected: Expected) -> None:
+    """Refuse operands of other shapes: kernels would read what is beside them in memory.
 
     Raises:
         ValueError: naming op, operand and both shapes.
     """
-    if operand is not None and operand.shape != shape:
-        raise ValueError(f"{op}: {name} is {list(operand.shape)}, and not {list(shape)}")
+    for name, operand, shape in expected:
+        if operand is not None and operand.shape != shape:
+            raise ValueError(f"{op}: {name} is {list(operand.shape)}, and not {list(shape)}")
 
 
 def segments(x: Float[Tensor, "vector d"], clients: int) -> Float[Tensor, "client row d"]:

@@ -7,7 +7,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from fedsa_kernels.launch import Tile, rank_block
-from fedsa_kernels.tiles import KERNELS, Tiles, default_tiles
+from fedsa_kernels.tiles import KERNELS, LARGEST_FUSED_RANK, Tiles, default_tiles
 
 VARIABLE = "FEDSA_KERNEL_TABLE"
 BACKENDS = ("reference", "cublas", "fused")
 """That an op can run on, see ``fedsa_kernels.dispatch``."""
+OPS = ("lora_linear", "vera_linear", "lora_linears")
+"""Of which a table has rows."""
 APART = "apart"
 """Stands in a table for a backend where layers of one x are faster one by one."""
 TABLES = Path(__file__).parent / "tuned"
@@ -181,16 +183,23 @@ def _as_json(row: Measured) -> dict[str, Any]:
 
 def _from_json(row: dict[str, Any]) -> Measured:
     """A kernel that the row does not name has its default tile."""
-    problem = Problem(
-        row["op"], getattr(torch, row["dtype"]), *(_positive(row, name) for name in _SIZES)
-    )
-    if row["fastest"] not in (*BACKENDS, APART):
-        raise ValueError(f"fastest is one of {', '.join(BACKENDS)} and {APART}")
+    _one_of(row, "op", OPS)
+    _one_of(row, "dtype", ("float16", "bfloat16", "float32"))
+    _one_of(row, "fastest", (*BACKENDS, APART) if row["op"] == "lora_linears" else BACKENDS)
+    sizes = (_positive(row, name) for name in _SIZES)
+    problem = Problem(row["op"], getattr(torch, row["dtype"]), *sizes)
     given = problem.default_tiles
     tiles = {name: getattr(given, name) for name in KERNELS} | {
         name: _tile(name, shape) for name, shape in row["tiles"].items()
     }
+    if problem.rank > LARGEST_FUSED_RANK and tiles["fused"] is not None:
+        raise ValueError(f"fused has no tile above rank {LARGEST_FUSED_RANK}")
     return Measured(problem, row["fastest"], Tiles(**tiles))
+
+
+def _one_of(row: dict[str, Any], name: str, known: Sequence[str]) -> None:
+    if row[name] not in known:
+        raise ValueError(f"{name} is one of {', '.join(known)}, not {row[name]!r}")
 
 
 _SIZES = ("rows", "d_in", "d_out", "rank", "clients")
@@ -198,7 +207,7 @@ _SIZES = ("rows", "d_in", "d_out", "rank", "clients")
 
 def _positive(row: dict[str, Any], name: str) -> int:
     size = row[name]
-    if not isinstance(size, int) or size < 1:
+    if type(size) is not int or size < 1:
         raise ValueError(f"{name} is a positive integer, not {size!r}")
     return size
 

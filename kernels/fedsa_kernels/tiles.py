@@ -40,8 +40,9 @@ def default_tiles(dtype: torch.dtype, rank: int, *widths: int) -> Tiles:
     """Tiles that fit every device of the ahead-of-time gate without spilling a register.
 
     Large ranks and wide numbers get smaller tiles: what a program holds grows with their product.
-    So do sizes that are no multiples of 16, whose addresses have to be kept one by one. Where the
-    rank is none and above 64, a few registers may still go to memory.
+    So do sizes that are no multiples of 16, whose addresses have to be kept one by one. A rank
+    above 64 that is no multiple, or widths of ``lora_linears`` that are multiples together only,
+    may still keep a few registers in memory.
 
     Args:
         dtype: of the products.
@@ -53,9 +54,11 @@ def default_tiles(dtype: torch.dtype, rank: int, *widths: int) -> Tiles:
         return tiles
     block = rank_block(rank)
     fused = Tile(m=16, n=32, k=32) if block == 16 else Tile(m=32, n=32, k=16)
+    narrow = 32 if block == 16 else 16
     if dtype.itemsize > 2:
-        return replace(tiles, fused=tiles.fused and fused)
-    both = Tile(m=64, n=32 if block == 16 else 16) if block <= 64 else None
+        both = Tile(m=32, n=narrow, stages=1) if block <= 32 else tiles.both
+        return replace(tiles, both=both, fused=tiles.fused and fused)
+    both = Tile(m=64, n=narrow) if block <= 64 else None
     if any(width % 16 for width in widths):
         small, frozen = Tile(m=32, n=32), Tile(warps=8)
         tiles = replace(tiles, shrink=small, factor=small, frozen=frozen, both=both)

@@ -203,37 +203,12 @@ def test_ops_keep_the_rules_of_torch_library(make, backend, needs):
     case.check_ops(backend, needs)
 
 
-@pytest.mark.usefixtures("_without_type_checks")
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        (lambda k: replace(k, weight=k.weight[:8]), "weight"),
-        (lambda k: replace(k, weight=torch.zeros(23, 50)), "weight"),
-        (lambda k: replace(k, bias=torch.zeros(40)[:5]), "bias"),
-        (lambda k: replace(k, A=k.A[..., :10]), "x|A|weight"),
-        (lambda k: replace(k, B=k.B[..., :3]), "B"),
-        (lambda k: replace(k, **_first_client(k)), "B|b"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused_by_name(make, backend, changed, named):
-    """A kernel would read what is beside the operand in memory."""
-    case = changed(make(clients=2, dtype=torch.float32))
-    with pytest.raises(ValueError, match=f"_linear: ({named}) is .* and not "):
-        case.run(backend=backend)
-
-
-def _first_client(case: Case) -> dict[str, torch.Tensor]:
-    """The outer factor of one client, where x has rows of two."""
-    return {"b": case.b[:1]} if isinstance(case, VeraCase) else {"B": case.B[:1]}
-
-
-@pytest.mark.parametrize("scaling", [2.0, 40.0])
-def test_float16_overflows_in_no_backend_alone(scaling: float, backend: str):
-    """q is about 2,000 here, and B makes it small again: only its product with scaling is large."""
+@pytest.mark.parametrize(("scaling", "outer"), [(2.0, 1e-3), (40.0, 1e-3), (0.01, 1.3e-5)])
+def test_float16_leaves_its_range_in_no_backend_alone(scaling: float, outer: float, backend: str):
+    """q is about 2,000 here, and B makes it small again."""
     x = torch.full((16, 64), 8.0, dtype=torch.float16)
     weight, A = torch.zeros(16, 64, dtype=torch.float16), torch.full((1, 3, 64), 4.0).half()
-    B = torch.full((1, 16, 3), 1e-3, dtype=torch.float16)
-    expected = lora_linear(
-        *(t.double() for t in (x, weight)), None, A.double(), B.double(), scaling
-    )
+    B = torch.full((1, 16, 3), outer, dtype=torch.float16)
+    wide_x, wide_weight, wide_a, wide_b = (each.double() for each in (x, weight, A, B))
+    expected = lora_linear(wide_x, wide_weight, None, wide_a, wide_b, scaling)
     check_near(lora_linear(x, weight, None, A, B, scaling, backend=backend), expected, 4e-3)

@@ -10,6 +10,7 @@ import torch
 
 from fedsa_kernels.bench import Plan, Shape, WrongResultError, measure, other_checks, plan_for, run
 from fedsa_kernels.bench.checks import compared
+from fedsa_kernels.bench.inputs import Inputs
 from fedsa_kernels.bench.shapes import ragged
 from fedsa_kernels.launch import Tile, interpreted
 from fedsa_kernels.lora_linear import triton
@@ -116,6 +117,16 @@ def test_what_is_not_timed_is_checked_too_and_refused_if_wrong(monkeypatch) -> N
     monkeypatch.setattr(other_checks, "clipped_sum", off)
     wrong = [each for each in other_checks.check_others(CPU, 4) if not each.passed]
     assert {each.shape.op for each in wrong} == {"clipped_grad"}
+    monkeypatch.undo()
+    drawn = other_checks._dropping
+
+    def other_mask(inputs: Inputs, keys: torch.Tensor, backend: str) -> Any:
+        one = torch.arange(len(keys), dtype=torch.int32) == 7
+        return drawn(inputs, keys ^ one if backend == "fused" else keys, backend)
+
+    monkeypatch.setattr(other_checks, "_dropping", other_mask)
+    wrong = [each for each in other_checks.check_others(CPU, 4) if not each.passed]
+    assert {each.order for each in wrong} == {"fused with dropout"}
 
 
 def test_words_of_a_device_are_those_of_the_host(monkeypatch) -> None:
@@ -124,5 +135,6 @@ def test_words_of_a_device_are_those_of_the_host(monkeypatch) -> None:
     expected = [each.double() for each in masked()]
     same = compared(other_checks.WORDS, "kernel", "words", masked, expected)
     assert same.passed
-    expected[1][17] += 1
+    assert 0 < expected[1] < other_checks.WORDS.rows  # some values are cut off
+    expected[2][17] += 1
     assert not compared(other_checks.WORDS, "kernel", "words", masked, expected).passed

@@ -259,5 +259,6 @@ def test_operands_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="6 factors for 5 records"):
         clipped_sum(found, torch.ones(2, 3), (M, K))
     for op in (squared_norms, lambda g, shape: clipped_sum(g, torch.ones(1, 5), shape)):
-        with pytest.raises(ValueError, match="gradients is .* and not"):
-            op(found, (M, K + 1))
+        for gradients, shape in ((found, (M, K + 1)), (torch.zeros(5, M + K), (M, K))):
+            with pytest.raises(ValueError, match="gradients is .* and not"):
+                op(gradients, shape)

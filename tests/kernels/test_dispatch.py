@@ -191,6 +191,11 @@ def test_a_table_that_is_none_is_refused_by_its_path(text, tmp_path, monkeypatch
     [
         (lambda row: row | {"fastest": "banana"}, "fastest is one of"),
         (lambda row: row | {"fastest": None}, "fastest is one of"),
+        (lambda row: row | {"fastest": "apart"}, "fastest is one of"),
+        (lambda row: row | {"op": "lora_liner"}, "op is one of"),
+        (lambda row: row | {"dtype": "int8"}, "dtype is one of"),
+        (lambda row: row | {"rows": True}, "rows is a positive integer, not True"),
+        (lambda row: row | {"rank": 256}, "fused has no tile above rank 64"),
         (lambda row: row | {"rows": 0}, "rows is a positive integer, not 0"),
         (lambda row: row | {"d_in": "18"}, "d_in is a positive integer, not '18'"),
         (lambda row: with_tile(row, "frozen", None), "frozen has no other way"),
@@ -225,3 +230,13 @@ def test_ops_of_one_kernel_refuse_what_cannot_run_and_follow_the_environment(mon
     monkeypatch.setenv("FEDSA_KERNELS", "triton")
     with pytest.raises(ValueError, match="reference, cublas, fused and auto"):
         runs_kernels("clipped_grad", None, operand)
+
+
+@pytest.mark.usefixtures("measured")
+def test_more_weights_than_a_kernel_counts_go_to_the_reference():
+    vocabulary = replace(PROBLEM, d_in=14336, d_out=152064)
+    choice = choose(vocabulary, GPU, "fused")
+    assert (choice.backend, choice.reason) == (
+        "reference",
+        "there are no kernels for 2³¹ frozen weights",
+    )

@@ -4,7 +4,14 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from adapter_cases import check_equal_to_plain, check_near, lora_case, vera_case
+from adapter_cases import (
+    Case,
+    VeraCase,
+    check_equal_to_plain,
+    check_near,
+    lora_case,
+    vera_case,
+)
 
 from fedsa_kernels import lora_linear, vera_linear
 
@@ -89,3 +96,38 @@ def test_another_number_of_keys_than_vectors_is_refused(case_of, count):
     case = replace(case_of(shape=(6, 7)), keys=torch.zeros(count, dtype=torch.int32))
     with pytest.raises(ValueError, match=f"{count} dropout keys for 42 vectors of x"):
         case.run()
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("backend", [None, "fused"])
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (lambda k: replace(k, weight=k.weight[:8]), "weight"),
+        (lambda k: replace(k, weight=torch.zeros(23, 50)), "weight"),
+        (lambda k: replace(k, bias=torch.zeros(40)[:5]), "bias"),
+        (lambda k: replace(k, bias=torch.zeros(1)), "bias"),
+        (lambda k: replace(k, A=k.A[..., :10]), "A"),
+        (lambda k: replace(k, B=k.B[..., :3]), "B"),
+        (lambda k: replace(k, **first_client(k)), "B|b"),
+    ],
+)
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_shapes_that_do_not_fit_are_refused_by_name(case_of, changed, named, backend):
+    """Plain torch would repeat what has one row, and a kernel read what is beside the operand."""
+    with pytest.raises(ValueError, match=f"_linear: ({named}) is .* and not "):
+        changed(case_of(clients=2)).run(backend=backend)
+
+
+def first_client(case: Case) -> dict[str, torch.Tensor]:
+    """The outer factor of one client, where x has rows of two."""
+    return {"b": case.b[:1]} if isinstance(case, VeraCase) else {"B": case.B[:1]}
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16])
+def test_keys_of_other_words_are_refused(dtype):
+    """Half of the elements would be dropped, whatever the probability is."""
+    case = lora_case(dropout=True)
+    with pytest.raises(ValueError, match="dropout keys are words of 32 bits, int32, not"):
+        replace(case, keys=case.keys.to(dtype)).run()

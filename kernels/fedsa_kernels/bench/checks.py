@@ -108,7 +108,7 @@ def _works(
     for shape in shapes:
         for arithmetic in _arithmetics(device):
             dtype = "float32" if arithmetic == "tf32" else arithmetic
-            with _tf32(arithmetic == "tf32"):
+            with with_tf32(arithmetic == "tf32"):
                 yield draw_work(replace(shape, dtype=dtype), device, seed), arithmetic
 
 
@@ -155,7 +155,8 @@ def _arithmetics(device: torch.device) -> list[str]:
 
 
 @contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
+def with_tf32(allowed: bool) -> Iterator[None]:
+    """Products of float32 in TF32 or in full, whatever the process has set."""
     products = torch.backends.cuda.matmul
     before = products.fp32_precision
     products.fp32_precision = "tf32" if allowed else "ieee"

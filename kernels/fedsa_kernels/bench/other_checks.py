@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsa_kernels.bench.checks import Check, compared
+from fedsa_kernels.bench.checks import Check, compared, with_tf32
 from fedsa_kernels.bench.inputs import SCALING, Inputs, draw
 from fedsa_kernels.bench.shapes import Shape
 from fedsa_kernels.chacha20 import chacha20_words
@@ -17,7 +17,7 @@ from fedsa_kernels.lora_linear import lora_linear
 from fedsa_kernels.quantize_mask import quantize_mask
 from fedsa_kernels.vera_linear import vera_linear
 
-P = 0.1
+DROP = 0.1
 DROPPING = (
     Shape(192, 320, 130, 8, dtype="float32"),
     Shape(768, 776, 1032, 16, clients=8),
@@ -26,6 +26,7 @@ DROPPING = (
 RECORDS = (
     Shape(768, 768, 24 * 4, 16, clients=4, op="clipped_grad", dtype="float32"),
     Shape(200, 130, 6 * 40, 8, clients=2, op="clipped_grad", dtype="float32"),
+    Shape(768, 768, 6 * 128, 16, op="clipped_grad"),
 )
 """Six records of each client, of few tokens and of many."""
 DRY = (
@@ -57,8 +58,9 @@ def check_others(device: torch.device, seed: int) -> Iterator[Check]:
             their operands are.
         seed: of the numbers.
     """
-    for task in _tasks(device, seed):
-        yield compared(task.shape, task.order, task.shape.dtype, task.run, task.expected())
+    with with_tf32(False):
+        for task in _tasks(device, seed):
+            yield compared(task.shape, task.order, task.shape.dtype, task.run, task.expected())
     if device.type == "cuda":
         masked, expected = _masked(device, seed), _masked(torch.device("cpu"), seed)
         yield compared(WORDS, "kernel", "words", masked, [each.double() for each in expected()])
@@ -68,8 +70,9 @@ def launches_for_others(device: torch.device, seed: int) -> Iterator[Launch]:
     """All that ``check_others`` launches, but for words."""
     from fedsa_kernels.bench.compiling import launches_of  # not every machine has Triton
 
-    for task in _tasks(device, seed):
-        yield from launches_of(task.run)
+    with with_tf32(False):
+        for task in _tasks(device, seed):
+            yield from launches_of(task.run)
 
 
 def _tasks(device: torch.device, seed: int) -> Iterator[_Task]:
@@ -90,7 +93,7 @@ def _tasks(device: torch.device, seed: int) -> Iterator[_Task]:
 
 def _dropping(inputs: Inputs, keys: Tensor, backend: str) -> Callable[[], list[Tensor]]:
     x, weight, bias, A, B = inputs.x, inputs.weight, inputs.bias, inputs.A, inputs.B
-    options: dict[str, Any] = {"dropout": P, "keys": keys, "backend": backend}
+    options: dict[str, Any] = {"dropout": DROP, "keys": keys, "backend": backend}
 
     def run() -> list[Tensor]:
         if inputs.d is None or inputs.b is None:
@@ -110,7 +113,9 @@ def _clipped(
     records = _OWN * shape.clients
     tokens = shape.rows // records
     sizes = (records, tokens, shape.rank), (records, tokens, shape.d_in)
-    left, right = (torch.randn(each, generator=stream, device=device) for each in sizes)
+    left, right = (
+        torch.randn(each, generator=stream, device=device).to(shape.torch_dtype) for each in sizes
+    )
     factors = torch.rand(shape.clients, _OWN, generator=stream, device=device)
     if backend == "reference":
         left, right, factors = left.double(), right.double(), factors.double()
@@ -124,14 +129,18 @@ def _clipped(
 
 
 def _masked(device: torch.device, seed: int) -> Callable[[], list[Tensor]]:
-    """Words of a grid with a stream on them, and words of a stream: the same on every device."""
+    """Masked words, how many values were cut off, and words of a stream: the same everywhere."""
     stream = torch.Generator().manual_seed(seed)
     values = torch.randn(WORDS.rows, generator=stream).to(device)
     coins = torch.randint(-(2**31), 2**31, (WORDS.rows,), generator=stream, dtype=torch.int32)
     key, keys = bytes(range(32)), [(bytes(range(32)), True), (bytes(range(1, 33)), False)]
+    there = coins.to(device)
 
     def run() -> list[Tensor]:
-        words, _ = quantize_mask(values, 2.0**-10, 2**12, coins.to(device), streams=keys)
-        return [words.cpu(), chacha20_words(key, bytes(12), 7, WORDS.rows, device).cpu()]
+        words, beyond = quantize_mask(
+            values, 2.0**-10, 2**11, there, there.flip(0), streams=keys, factor=1.5
+        )
+        stream_words = chacha20_words(key, bytes(12), 7, WORDS.rows, device)
+        return [words.cpu(), torch.tensor([beyond]), stream_words.cpu()]
 
     return run

@@ -18,7 +18,7 @@ class Shape:
         rank: of the adapters.
         clients: with equal segments of the rows.
         op: ``lora_linear``, ``vera_linear``, or ``lora_linears`` for three layers of one x, whose
-            d_out and rank are those of all three together.
+            d_out and rank are those of all three together; or another one that is checked only.
         dtype: of all operands.
     """
 

@@ -32,7 +32,7 @@ def take_turns(
 ) -> dict[str, Times]:
     """Time every task; each turn runs all of them, so that the machine's noise meets all alike.
 
-    Their order is another one in each turn: what one leaves in caches meets all others.
+    Their order is drawn for each turn: what one leaves in caches meets all others.
 
     Args:
         tasks: by name, the same step on as many sets of operands as the caches should not hold; a

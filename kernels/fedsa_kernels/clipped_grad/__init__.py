@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedsa_kernels.clipped_grad import reference
 from fedsa_kernels.dispatch import runs_kernels
-from fedsa_kernels.operands import require_shape
+from fedsa_kernels.operands import require_shapes
 
 __all__ = ["clipped_sum", "sample_grad", "sample_grad_with_norms", "squared_norms"]
 
@@ -120,13 +120,14 @@ def sample_grad(
     Raises:
         ValueError: if records or tokens are not as many on both sides.
     """
-    _require_pairs(left, right)
+    _require_pairs("sample_grad", left, right)
     found: Tensor = _sample_grad(left, right, whole, backend)
     return found
 
 
-def _require_pairs(left: Tensor, right: Tensor) -> None:
-    require_shape("sample_grad", "right", right, *left.shape[:2], right.shape[-1])
+def _require_pairs(op: str, left: Tensor, right: Tensor) -> None:
+    records, tokens, _ = left.shape
+    require_shapes(op, ("right", right, (records, tokens, right.shape[-1])))
 
 
 def sample_grad_with_norms(
@@ -144,8 +145,10 @@ def sample_grad_with_norms(
         left: gradient of the product's output.
         right: its input.
         backend: as for ``sample_grad``.
+
+    Raises: as ``sample_grad``.
     """
-    _require_pairs(left, right)
+    _require_pairs("sample_grad_with_norms", left, right)
     found: tuple[Tensor, Tensor] = _with_norms(left, right, backend)
     return found
 
@@ -169,8 +172,8 @@ def squared_norms(
 
 
 def _require_parameter(op: str, gradients: Tensor, shape: Sequence[int]) -> None:
-    if not reference.factored(gradients, shape):
-        require_shape(op, "gradients", gradients, len(gradients), *shape)
+    if not (reference.factored(gradients, shape) and gradients.dim() == 3):
+        require_shapes(op, ("gradients", gradients, (len(gradients), *shape)))
 
 
 def clipped_sum(

@@ -103,12 +103,14 @@ def keys_of_vectors(
     """One key for every vector of x, in one line; None where nothing is dropped.
 
     Raises:
-        ValueError: for a p that is no probability below 1, or another number of keys.
+        ValueError: for a p that is no probability below 1, or other keys or another number.
     """
     if not 0.0 <= p < 1.0:
         raise ValueError(f"{op}: dropout is a probability in [0, 1), not {p}")
     if keys is None or p == 0.0:
         return None
+    if keys.dtype != torch.int32:
+        raise ValueError(f"{op}: dropout keys are words of 32 bits, int32, not {keys.dtype}")
     rows = math.prod(x.shape[:-1])
     if keys.numel() != rows:
         raise ValueError(f"{op}: {keys.numel()} dropout keys for {rows} vectors of x")

@@ -16,7 +16,7 @@ from fedsa_kernels.operands import (
     in_dtype,
     product_dtype,
     require_segments,
-    require_shape,
+    require_shapes,
     rows_of,
     without_autocast,
 )
@@ -38,7 +38,6 @@ def _forward(
         return reference.forward(x, weight, bias, A, B, scaling, p, keys)
     from fedsa_kernels.lora_linear import triton  # not every machine has it
 
-    _require_shapes(x, weight, bias, A, B)
     fused = choice.backend == "fused"
     return triton.forward(x, weight, bias, A, B, scaling, p, keys, choice.tiles, fused)
 
@@ -46,17 +45,6 @@ def _forward(
 def _kernels(x: Tensor, A: Tensor, B: Tensor, backend: str | None) -> Choice | None:
     clients, rank, d_in = A.shape
     return kernels_for("lora_linear", x, d_in, B.shape[1], rank, clients, backend)
-
-
-def _require_shapes(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, A: Tensor, B: Tensor
-) -> None:
-    clients, rank, d_in = A.shape
-    d_out = B.shape[1]
-    require_shape("lora_linear", "x", x, len(x), d_in)
-    require_shape("lora_linear", "weight", weight, d_out, d_in)
-    require_shape("lora_linear", "bias", bias, d_out)
-    require_shape("lora_linear", "B", B, clients, d_out, rank)
 
 
 _forward_op = torch.library.custom_op("fedsa::lora_linear", _forward, mutates_args=())
@@ -168,14 +156,28 @@ def lora_linear(
 
     Raises:
         ValueError: if the vectors of x cannot be split into one equal segment per client, or the
-            backend cannot run here.
+            backend cannot run here, or the shapes of operands do not fit, naming one.
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
     dtype = product_dtype(x)
     x, A, B = in_dtype(x, dtype), in_dtype(A, dtype), in_dtype(B, dtype)
     weight = None if weight is None else in_dtype(weight, dtype)
-    bias = None if bias is None else in_dtype(bias, dtype).contiguous()
+    bias = None if bias is None else in_dtype(bias, dtype)
     require_segments(x, A.shape[0], "lora_linear")
+    _require_shapes(x, weight, bias, A, B)
     of_rows = keys_of_vectors(x, keys, dropout, "lora_linear")
     return _run(x, weight, bias, A, B, scaling, dropout, of_rows, backend)
+
+
+def _require_shapes(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, A: Tensor, B: Tensor
+) -> None:
+    (clients, rank, _), d_in, d_out = A.shape, x.shape[-1], B.shape[1]
+    require_shapes(
+        "lora_linear",
+        ("A", A, (clients, rank, d_in)),
+        ("B", B, (clients, d_out, rank)),
+        ("weight", weight, (d_out, d_in)),
+        ("bias", bias, (d_out,)),
+    )

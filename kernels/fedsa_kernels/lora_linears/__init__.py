@@ -14,7 +14,7 @@ from fedsa_kernels.operands import (
     in_dtype,
     product_dtype,
     require_segments,
-    require_shape,
+    require_shapes,
     rows_of,
     without_autocast,
 )
@@ -203,7 +203,7 @@ def lora_linears(
     """
     _require_shapes(x, weights, biases, As, Bs)
     dtype = product_dtype(x)
-    x, A = x.to(dtype), torch.cat(list(As), 1).to(dtype)
+    x, A = in_dtype(x, dtype), in_dtype(torch.cat(list(As), 1), dtype)
     if A.shape[1] > LARGEST_RANK:
         raise ValueError(f"lora_linears: ranks of {A.shape[1]} together, over {LARGEST_RANK}")
     require_segments(x, A.shape[0], "lora_linears")
@@ -229,8 +229,11 @@ def _require_shapes(
         counts = [len(each) for each in (weights, biases, As, Bs)]
         raise ValueError(f"lora_linears: {counts} weights, biases, As and Bs")
     for k, (weight, bias, A, B) in enumerate(zip(weights, biases, As, Bs, strict=True)):
-        clients, d_out = As[0].shape[0], B.shape[1]
-        require_shape("lora_linears", f"As[{k}]", A, clients, A.shape[1], x.shape[-1])
-        require_shape("lora_linears", f"Bs[{k}]", B, clients, d_out, A.shape[1])
-        require_shape("lora_linears", f"weights[{k}]", weight, d_out, x.shape[-1])
-        require_shape("lora_linears", f"biases[{k}]", bias, d_out)
+        clients, rank, d_in, d_out = As[0].shape[0], A.shape[1], x.shape[-1], B.shape[1]
+        require_shapes(
+            "lora_linears",
+            (f"As[{k}]", A, (clients, rank, d_in)),
+            (f"Bs[{k}]", B, (clients, d_out, rank)),
+            (f"weights[{k}]", weight, (d_out, d_in)),
+            (f"biases[{k}]", bias, (d_out,)),
+        )

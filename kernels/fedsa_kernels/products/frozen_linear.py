@@ -130,11 +130,11 @@ def _frozen_linear(  # noqa: C901 - branches on constants are the variants of on
             mask=(r[:, None] < rank) & inside[None, :],
             other=0.0,
         )
-        # Scaled before the sum, which then needs no second accumulator. Float16 ends at 65504:
-        # q times a scaling may reach that, and P is small.
+        # Scaled before the sum, which then needs no second accumulator. Float16 reaches from 6e-8
+        # to 65504 only: q, which is large, is not made larger, nor P, which is small, smaller.
         if p_tile.dtype == tl.float16:
-            q_tile = narrow.to(p_tile.dtype)
-            p_tile = (p_tile.to(tl.float32) * scaling).to(p_tile.dtype)
+            q_tile = (narrow * tl.minimum(scaling, 1.0)).to(p_tile.dtype)
+            p_tile = (p_tile.to(tl.float32) * tl.maximum(scaling, 1.0)).to(p_tile.dtype)
         else:
             q_tile = (narrow * scaling).to(p_tile.dtype)
         if UPCAST:

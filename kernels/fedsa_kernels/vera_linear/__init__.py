@@ -15,7 +15,7 @@ from fedsa_kernels.operands import (
     in_dtype,
     product_dtype,
     require_segments,
-    require_shape,
+    require_shapes,
     without_autocast,
 )
 from fedsa_kernels.vera_linear import reference
@@ -185,8 +185,11 @@ def _require_shapes(
 ) -> None:
     clients, rank = d.shape
     d_in, d_out = x.shape[-1], b.shape[1]
-    require_shape("vera_linear", "A", A, rank, d_in)
-    require_shape("vera_linear", "B", B, d_out, rank)
-    require_shape("vera_linear", "b", b, clients, d_out)
-    require_shape("vera_linear", "weight", weight, d_out, d_in)
-    require_shape("vera_linear", "bias", bias, d_out)
+    require_shapes(
+        "vera_linear",
+        ("A", A, (rank, d_in)),
+        ("B", B, (d_out, rank)),
+        ("b", b, (clients, d_out)),
+        ("weight", weight, (d_out, d_in)),
+        ("bias", bias, (d_out,)),
+    )
