@@ -165,14 +165,6 @@ def lora_linear(
     weight = None if weight is None else in_dtype(weight, dtype)
     bias = None if bias is None else in_dtype(bias, dtype)
     require_segments(x, A.shape[0], "lora_linear")
-    _require_shapes(x, weight, bias, A, B)
-    of_rows = keys_of_vectors(x, keys, dropout, "lora_linear")
-    return _run(x, weight, bias, A, B, scaling, dropout, of_rows, backend)
-
-
-def _require_shapes(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, A: Tensor, B: Tensor
-) -> None:
     (clients, rank, _), d_in, d_out = A.shape, x.shape[-1], B.shape[1]
     require_shapes(
         "lora_linear",
@@ -181,3 +173,5 @@ def _require_shapes(
         ("weight", weight, (d_out, d_in)),
         ("bias", bias, (d_out,)),
     )
+    of_rows = keys_of_vectors(x, keys, dropout, "lora_linear")
+    return _run(x, weight, bias, A, B, scaling, dropout, of_rows, backend)

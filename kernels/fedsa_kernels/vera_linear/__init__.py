@@ -169,20 +169,6 @@ def vera_linear(
     weight = None if weight is None else in_dtype(weight, dtype)
     bias = None if bias is None else in_dtype(bias, dtype)
     require_segments(x, d.shape[0], "vera_linear")
-    _require_shapes(x, weight, bias, A, B, d, b)
-    of_rows = keys_of_vectors(x, keys, dropout, "vera_linear")
-    return _run(x, weight, bias, A, B, d, b, dropout, of_rows, backend)
-
-
-def _require_shapes(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    d: Tensor,
-    b: Tensor,
-) -> None:
     clients, rank = d.shape
     d_in, d_out = x.shape[-1], b.shape[1]
     require_shapes(
@@ -193,3 +179,5 @@ def _require_shapes(
         ("weight", weight, (d_out, d_in)),
         ("bias", bias, (d_out,)),
     )
+    of_rows = keys_of_vectors(x, keys, dropout, "vera_linear")
+    return _run(x, weight, bias, A, B, d, b, dropout, of_rows, backend)
