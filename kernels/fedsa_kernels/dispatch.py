@@ -85,8 +85,7 @@ def kernels_for(
         ValueError: as ``choose``.
     """
     # Without more ado where there is no choice: a small layer takes hardly longer than one.
-    on_cpu = backend is None and x.device.type == "cpu" and not os.environ.get(VARIABLE)
-    if on_cpu or backend == "reference":
+    if backend == "reference" or (backend is None and x.is_cpu and not os.environ.get(VARIABLE)):
         return None
     choice = choose(Problem(op, x.dtype, len(x), d_in, d_out, rank, clients), x.device, backend)
     return None if choice.backend == "reference" else choice

@@ -1,17 +1,17 @@
-"""Ops in eager mode, without ``torch.library``.
+"""Both ways into an op: through ``torch.library``, and in eager mode past it.
 
 Its way into Python and back takes longer than a small layer (docs/decisions, 17).
 """
 
 from collections.abc import Callable
+from functools import wraps
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedsa_kernels.operands import rows_of
-
-Gradients = tuple[Tensor | None, ...]
+from fedsa_kernels.operands import Gradients, rows_of
 
 
 def refuse_a_second() -> None:
@@ -28,6 +28,33 @@ def refuse_a_second() -> None:
             "an adapter's layer is differentiable once: its backward pass cannot run under "
             "create_graph=True"
         )
+
+
+def gradients_by_op(
+    name: str, gradients: Callable[..., Gradients], fake: Callable[..., list[Tensor]]
+) -> Callable[..., Gradients]:
+    """A backward pass through an op of ``torch.library``, whose results have no gaps.
+
+    Args:
+        name: of the op that is registered.
+        gradients: the last operand says, for each gradient, whether it is needed.
+        fake: likewise, of the needed ones their shapes alone.
+    """
+
+    @wraps(gradients)
+    def needed(*operands: Any) -> list[Tensor]:
+        return [each for each in gradients(*operands) if each is not None]
+
+    declared = signature(gradients).replace(return_annotation=list[Tensor])
+    needed.__signature__ = declared  # type: ignore[attr-defined]
+    op = torch.library.custom_op(name, needed, mutates_args=())
+    op.register_fake(fake)
+
+    def run(*operands: Any) -> Gradients:
+        found = iter(op(*operands))
+        return tuple(next(found) if need else None for need in operands[-1])
+
+    return run
 
 
 def either_way(

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Gradients = tuple[Tensor | None, ...]
+"""Of the operands that may be trained; None for those that need none."""
+
 
 def product_dtype(x: Float[Tensor, "... d"]) -> torch.dtype:
     """The dtype that all operands of an op are brought to.
@@ -28,11 +31,11 @@ def _kind(x: Tensor) -> str:
     return "cpu" if x.is_cpu else x.device.type
 
 
-def without_autocast(gradients: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+def without_autocast(gradients: Callable[..., Gradients]) -> Callable[..., Gradients]:
     """A backward pass in the dtypes of its forward pass, wherever it is called."""
 
     @wraps(gradients)
-    def run(dy: Any, *others: Any) -> list[Tensor]:
+    def run(dy: Any, *others: Any) -> Gradients:
         kind = _kind(dy if isinstance(dy, Tensor) else dy[0])
         if not torch.is_autocast_enabled(kind):
             return gradients(dy, *others)
@@ -42,9 +45,14 @@ def without_autocast(gradients: Callable[..., list[Tensor]]) -> Callable[..., li
     return run
 
 
-def in_dtype(operand: Tensor, dtype: torch.dtype) -> Tensor:
-    """The operand in a dtype; torch would take its time to find that nothing is to be done."""
-    return operand if operand.dtype == dtype else operand.to(dtype)
+def in_one_dtype(x: Tensor, *others: Tensor | None) -> list[Any]:
+    """All operands in ``product_dtype(x)``; None stays None.
+
+    Torch would take its time to find that nothing is to be done.
+    """
+    dtype = product_dtype(x)
+    operands = (x, *others)
+    return [each if each is None or each.dtype == dtype else each.to(dtype) for each in operands]
 
 
 def rows_of(x: Float[Tensor, "... d"]) -> Float[Tensor, "row d"]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fedsa_kernels.dispatch import Choice, kernels_for
 from fedsa_kernels.dropout import keys_of_vectors
-from fedsa_kernels.eager import either_way
+from fedsa_kernels.eager import either_way, gradients_by_op
 from fedsa_kernels.lora_linear import reference
 from fedsa_kernels.operands import (
-    in_dtype,
-    product_dtype,
+    Gradients,
+    in_one_dtype,
     require_segments,
     require_shapes,
     rows_of,
@@ -70,28 +70,25 @@ def _gradients(
     keys: Tensor | None,
     backend: str | None,
     needs: list[bool],
-) -> list[Tensor]:
-    """Those of the gradients of x, A and B that are needed."""
+) -> Gradients:
+    """Gradients of x, A and B; None for those that are not needed."""
     operands = (dy, x, xa, weight, A, B, scaling, p, keys, needs)
     choice = _kernels(x, A, B, backend)
     if choice is None:
-        found = reference.backward(*operands)
-    else:
-        from fedsa_kernels.lora_linear import triton
+        return reference.backward(*operands)
+    from fedsa_kernels.lora_linear import triton
 
-        found = triton.backward(*operands, choice.tiles, choice.backend == "fused")
-    return [gradient for gradient in found if gradient is not None]
+    return triton.backward(*operands, choice.tiles, choice.backend == "fused")
 
 
-_gradients_op = torch.library.custom_op("fedsa::lora_linear_backward", _gradients, mutates_args=())
-
-
-@_gradients_op.register_fake
 def _gradients_fake(
     dy: Tensor, x: Tensor, xa: Tensor, weight: Any, A: Tensor, B: Tensor, *others: Any
 ) -> list[Tensor]:
     needs = others[-1]
     return [x.new_empty(t.shape) for t, needed in zip((x, A, B), needs, strict=True) if needed]
+
+
+_gradients_by_op = gradients_by_op("fedsa::lora_linear_backward", _gradients, _gradients_fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -102,20 +99,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(
-    gradients: Callable[..., list[Tensor]], ctx: Any, dy: Tensor | None, _dxa: Tensor | None
-) -> tuple[Tensor | None, ...]:
+    gradients: Callable[..., Gradients], ctx: Any, dy: Tensor | None, _dxa: Tensor | None
+) -> Gradients:
     if dy is None:
         return (None,) * len(ctx.needs_input_grad)
     x, xa, weight, A, B, keys = ctx.saved_tensors
     needed = ctx.needs_input_grad
     needs = [needed[0], needed[3], needed[4]]
     settings = (ctx.scaling, ctx.p, keys, ctx.backend, needs)
-    found = iter(gradients(dy.contiguous(), rows_of(x), xa, weight, A, B, *settings))
-    dx, dA, dB = (next(found) if need else None for need in needs)
+    dx, dA, dB = gradients(dy.contiguous(), rows_of(x), xa, weight, A, B, *settings)
     return dx, None, None, dA, dB, None, None, None, None
 
 
-_forward_op.register_autograd(partial(_backward, _gradients_op), setup_context=_setup_context)
+_forward_op.register_autograd(partial(_backward, _gradients_by_op), setup_context=_setup_context)
 
 
 _run = either_way(_forward_op, _forward, _setup_context, partial(_backward, _gradients))
@@ -160,10 +156,7 @@ def lora_linear(
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
-    dtype = product_dtype(x)
-    x, A, B = in_dtype(x, dtype), in_dtype(A, dtype), in_dtype(B, dtype)
-    weight = None if weight is None else in_dtype(weight, dtype)
-    bias = None if bias is None else in_dtype(bias, dtype)
+    x, weight, bias, A, B = in_one_dtype(x, weight, bias, A, B)
     require_segments(x, A.shape[0], "lora_linear")
     (clients, rank, _), d_in, d_out = A.shape, x.shape[-1], B.shape[1]
     require_shapes(

@@ -22,9 +22,9 @@ def short_side_first(wide: Tensor) -> bool:
 
 
 def narrow(left: Tensor, right: Tensor, scaling: float = 1.0) -> Tensor:
-    """scaling·right·leftᵀ for a left of few rows. [*C, m, r]"""
+    """scaling·right·leftᵀ for a left of few rows; on a CPU a view. [*C, m, r]"""
     if short_side_first(right):
-        return scaled(left, right.mT, scaling).mT.contiguous()
+        return scaled(left, right.mT, scaling).mT
     return scaled(right, left.mT, scaling)
 
 
@@ -46,7 +46,7 @@ def forward(
     clients = A.shape[0]
     factors = dropout_factors(x, keys, p)
     dropped = x if factors is None else x * factors
-    xa = narrow(per_client(A), by_client(dropped, clients))
+    xa = narrow(per_client(A), by_client(dropped, clients)).contiguous()
     y = frozen_onto(x, weight, bias, xa, per_client(B), scaling)
     return y, rows_of(xa)
 
@@ -90,7 +90,7 @@ def backward(
     segments = by_client(dy, clients)
     dB = None
     if needs_b:
-        dB = outer_grad(segments, by_client(xa, clients), scaling).view(B.shape)
+        dB = outer_grad(segments, by_client(xa, clients), scaling).view_as(B)
     if not needs_x and not needs_a:
         return None, None, dB
     dxa = narrow(per_client(B).mT, segments, scaling)  # [*C, m, r]
@@ -98,7 +98,7 @@ def backward(
     dA = None
     if needs_a:
         dropped = x if factors is None else x * factors
-        dA = (dxa.mT @ by_client(dropped, clients)).view(A.shape)
+        dA = (dxa.mT @ by_client(dropped, clients)).view_as(A)
     dx = None
     if needs_x:
         dx = rows_of(dxa @ per_client(A))

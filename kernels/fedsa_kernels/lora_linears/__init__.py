@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsa_kernels.dispatch import Choice, kernels_for
-from fedsa_kernels.eager import refuse_a_second
+from fedsa_kernels.eager import gradients_by_op, refuse_a_second
 from fedsa_kernels.lora_linears import reference
 from fedsa_kernels.operands import (
-    in_dtype,
-    product_dtype,
+    Gradients,
+    in_one_dtype,
     require_segments,
     require_shapes,
     rows_of,
@@ -77,8 +77,8 @@ def _gradients(
     scaling: float,
     backend: str | None,
     needs: Sequence[bool],
-) -> list[Tensor]:
-    """Those of the gradients of x, A and all B that are needed."""
+) -> Gradients:
+    """Gradients of x, A and all B; None for those that are not needed."""
     operands = (dys, x, xa, weights, A, Bs, scaling, needs)
     choice = _kernels(x, A, Bs, backend)
     if choice is None:
@@ -87,13 +87,9 @@ def _gradients(
         from fedsa_kernels.lora_linears import triton
 
         dx, dA, dBs = triton.backward(*operands, choice.tiles, choice.backend == "fused")
-    return [gradient for gradient in (dx, dA, *dBs) if gradient is not None]
+    return dx, dA, *dBs
 
 
-_gradients_op = torch.library.custom_op("fedsa::lora_linears_backward", _gradients, mutates_args=())
-
-
-@_gradients_op.register_fake
 def _gradients_fake(
     dys: Sequence[Tensor],
     x: Tensor,
@@ -109,6 +105,9 @@ def _gradients_fake(
     return [x.new_empty(tensor.shape) for tensor, needed in trained if needed]
 
 
+_gradients_by_op = gradients_by_op("fedsa::lora_linears_backward", _gradients, _gradients_fake)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Tensor]) -> None:
     x, weights, _biases, A, Bs, scaling, backend = inputs
     ctx.save_for_backward(x, output[1], A, *weights, *Bs)
@@ -116,20 +115,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, Tensor]
 
 
 def _backward(
-    gradients: Callable[..., list[Tensor]], ctx: Any, dys: Sequence[Tensor], needs: list[bool]
-) -> list[Tensor | None]:
+    gradients: Callable[..., Gradients], ctx: Any, dys: Sequence[Tensor], needs: list[bool]
+) -> Gradients:
     """Gradients of x, A and all B."""
     x, xa, A, *rest = ctx.saved_tensors
     weights, Bs = rest[: len(dys)], rest[len(dys) :]
     dense = [dy.contiguous() for dy in dys]
-    found = iter(gradients(dense, rows_of(x), xa, weights, A, Bs, ctx.scaling, ctx.backend, needs))
-    return [next(found) if need else None for need in needs]
+    return gradients(dense, rows_of(x), xa, weights, A, Bs, ctx.scaling, ctx.backend, needs)
 
 
 def _backward_op(ctx: Any, dys: list[Tensor], _dxa: Tensor) -> tuple[Any, ...]:
     needed = ctx.needs_input_grad
     needs = [needed[0], needed[3], *needed[4]]
-    dx, dA, *dBs = _backward(_gradients_op, ctx, dys, needs)
+    dx, dA, *dBs = _backward(_gradients_by_op, ctx, dys, needs)
     none = [None] * len(dys)
     return dx, none, none, dA, dBs, None, None
 
@@ -202,14 +200,13 @@ def lora_linears(
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
     _require_shapes(x, weights, biases, As, Bs)
-    dtype = product_dtype(x)
-    x, A = in_dtype(x, dtype), in_dtype(torch.cat(list(As), 1), dtype)
+    x, A, *rest = in_one_dtype(x, torch.cat(list(As), 1), *weights, *biases, *Bs)
     if A.shape[1] > LARGEST_RANK:
         raise ValueError(f"lora_linears: ranks of {A.shape[1]} together, over {LARGEST_RANK}")
     require_segments(x, A.shape[0], "lora_linears")
-    frozen, outer = ([in_dtype(each, dtype) for each in operands] for operands in (weights, Bs))
-    none = x.new_empty(0)
-    added = [none if bias is None else in_dtype(bias, dtype) for bias in biases]
+    count, none = len(weights), x.new_empty(0)
+    frozen, outer = rest[:count], rest[2 * count :]
+    added = [none if bias is None else bias for bias in rest[count : 2 * count]]
     if torch.compiler.is_compiling():
         ys = _forward_op(rows_of(x), frozen, added, A, outer, scaling, backend)[0]
         return tuple(y.view(*x.shape[:-1], y.shape[1]) for y in ys)

@@ -32,7 +32,7 @@ def forward(
     [C, d_out_i, r_i]; y_i [C·m, d_out_i], xa [C·m, Σr].
     """
     clients = A.shape[0]
-    xa = narrow(per_client(A), by_client(x, clients))
+    xa = narrow(per_client(A), by_client(x, clients)).contiguous()
     layers = zip(weights, biases, parts(xa, Bs), map(per_client, Bs), strict=True)
     ys = [frozen_onto(x, *layer, scaling) for layer in layers]
     return ys, rows_of(xa)
@@ -57,7 +57,7 @@ def backward(
     segments = [by_client(dy, clients) for dy in dys]
     layers = zip(segments, parts(by_client(xa, clients), Bs), Bs, needs_b, strict=True)
     dBs = [
-        outer_grad(dy, part, scaling).view(B.shape) if needed else None
+        outer_grad(dy, part, scaling).view_as(B) if needed else None
         for dy, part, B, needed in layers
     ]
     if not needs_x and not needs_a:
@@ -65,7 +65,7 @@ def backward(
     pairs = zip(Bs, segments, strict=True)
     products = [narrow(per_client(B).mT, dy, scaling) for B, dy in pairs]
     dxa = torch.cat(products, -1)  # [*C, m, Σr]
-    dA = (dxa.mT @ by_client(x, clients)).view(A.shape) if needs_a else None
+    dA = (dxa.mT @ by_client(x, clients)).view_as(A) if needs_a else None
     if not needs_x:
         return None, dA, dBs
     dx = rows_of(dxa @ per_client(A))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fedsa_kernels.dispatch import Choice, kernels_for
 from fedsa_kernels.dropout import keys_of_vectors
-from fedsa_kernels.eager import either_way
+from fedsa_kernels.eager import either_way, gradients_by_op
 from fedsa_kernels.operands import (
-    in_dtype,
-    product_dtype,
+    Gradients,
+    in_one_dtype,
     require_segments,
     require_shapes,
     without_autocast,
@@ -70,29 +70,26 @@ def _gradients(
     keys: Tensor | None,
     backend: str | None,
     needs: list[bool],
-) -> list[Tensor]:
-    """Those of the gradients of x, d and b that are needed."""
+) -> Gradients:
+    """Gradients of x, d and b; None for those that are not needed."""
     operands = (dy, xa, weight, A, B, d, b, p, keys, needs)
     choice = _kernels(dy, A, b, d, backend)
     if choice is None:
-        found = reference.backward(*operands)
-    else:
-        from fedsa_kernels.vera_linear import triton
+        return reference.backward(*operands)
+    from fedsa_kernels.vera_linear import triton
 
-        found = triton.backward(*operands, choice.tiles, choice.backend == "fused")
-    return [gradient for gradient in found if gradient is not None]
+    return triton.backward(*operands, choice.tiles, choice.backend == "fused")
 
 
-_gradients_op = torch.library.custom_op("fedsa::vera_linear_backward", _gradients, mutates_args=())
-
-
-@_gradients_op.register_fake
 def _gradients_fake(
     dy: Tensor, xa: Any, weight: Any, A: Tensor, B: Any, d: Tensor, b: Tensor, *others: Any
 ) -> list[Tensor]:
     needs = others[-1]
     shapes = ((dy.shape[0], A.shape[1]), d.shape, b.shape)
     return [dy.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]
+
+
+_gradients_by_op = gradients_by_op("fedsa::vera_linear_backward", _gradients, _gradients_fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -103,20 +100,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(
-    gradients: Callable[..., list[Tensor]], ctx: Any, dy: Tensor | None, _dxa: Tensor | None
-) -> tuple[Tensor | None, ...]:
+    gradients: Callable[..., Gradients], ctx: Any, dy: Tensor | None, _dxa: Tensor | None
+) -> Gradients:
     if dy is None:
         return (None,) * len(ctx.needs_input_grad)
     xa, weight, A, B, d, b, keys = ctx.saved_tensors
     needed = ctx.needs_input_grad
     needs = [needed[0], needed[5], needed[6]]
     settings = (ctx.p, keys, ctx.backend, needs)
-    found = iter(gradients(dy.contiguous(), xa, weight, A, B, d, b, *settings))
-    dx, dd, db = (next(found) if need else None for need in needs)
+    dx, dd, db = gradients(dy.contiguous(), xa, weight, A, B, d, b, *settings)
     return dx, None, None, None, None, dd, db, None, None, None
 
 
-_forward_op.register_autograd(partial(_backward, _gradients_op), setup_context=_setup_context)
+_forward_op.register_autograd(partial(_backward, _gradients_by_op), setup_context=_setup_context)
 
 
 _run = either_way(_forward_op, _forward, _setup_context, partial(_backward, _gradients))
@@ -163,11 +159,8 @@ def vera_linear(
 
     Source: Kopiczko et al., VeRA (ICLR 2024), §3.1, equation 2.
     """
-    dtype = product_dtype(x)
-    x, A, B = in_dtype(x, dtype), in_dtype(A, dtype), in_dtype(B, dtype)
-    d, b = in_dtype(d, dtype).contiguous(), in_dtype(b, dtype).contiguous()
-    weight = None if weight is None else in_dtype(weight, dtype)
-    bias = None if bias is None else in_dtype(bias, dtype)
+    x, weight, bias, A, B, d, b = in_one_dtype(x, weight, bias, A, B, d, b)
+    d, b = d.contiguous(), b.contiguous()
     require_segments(x, d.shape[0], "vera_linear")
     clients, rank = d.shape
     d_in, d_out = x.shape[-1], b.shape[1]
