@@ -88,6 +88,13 @@ def test_a_cpu_without_the_interpreter_has_no_kernels() -> None:
     assert set(orders.orders("lora_linear", CPU)) == {"frozen", "peft", "base first", "reference"}
 
 
+@pytest.mark.parametrize(("rows", "turns"), [(4096, 40), (1024, 40), (600, 40), (128, 320)])
+def test_shapes_of_few_rows_take_more_turns_where_the_plan_says_so(rows: int, turns: int) -> None:
+    shape, plan = Shape(48, 32, rows), Plan((), (), 40, 0)
+    assert plan.turns_of(shape) == 40
+    assert replace(plan, steady=1024).turns_of(shape) == turns
+
+
 def _wrong(inputs: Inputs) -> orders.Step:
     step = orders._ours("reference", inputs)
     return lambda: [[each * 1.001 for each in step()[0]]]

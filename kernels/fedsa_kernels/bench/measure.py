@@ -32,12 +32,18 @@ class Plan:
         checked: shapes that are checked before.
         turns: measurements of each order.
         tiles: tried per kernel; None for all, 0 for no tuning.
+        steady: shapes of fewer rows take so many more turns, or one disturbance meets them all.
     """
 
     shapes: tuple[Shape, ...]
     checked: tuple[Shape, ...]
     turns: int
     tiles: int | None
+    steady: int = 0
+
+    def turns_of(self, shape: Shape) -> int:
+        """Measurements of each order on a shape."""
+        return self.turns * max(1, self.steady // shape.rows)
 
 
 def plan_for(device: torch.device) -> Plan:
@@ -46,7 +52,7 @@ def plan_for(device: torch.device) -> Plan:
         return Plan(GPU, CHECKED, 40, None)
     if interpreted():
         return Plan(DRY, DRY, 3, 2)
-    return Plan(CPU, CHECKED[:3], 40, 0)
+    return Plan(CPU, CHECKED[:3], 40, 0, steady=1024)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def run(
             checks += found
         report(f"timing {shape}")
         with in_force(held.with_row(row)):  # single layers are there, for those that go apart
-            timed = time_orders(shape, device, top[shape.torch_dtype], plan.turns)
+            timed = time_orders(shape, device, top[shape.torch_dtype], plan.turns_of(shape))
         timings += timed
         if tunes:
             held = held.with_row(replace(row, fastest=fastest(timed)))

@@ -106,10 +106,10 @@ Single layers come before layers of one x, which are compared with them.
 """
 
 CPU = (
-    *(square(d, 128 * batch, 8, dtype="float32") for d in (384, 768) for batch in (1, 8)),
+    *(square(d, 128 * batch, 8, dtype="float32") for d in (384, 768) for batch in (1, 8, 32)),
     *(Shape(d, 3 * d, 1024, 24, op="lora_linears", dtype="float32") for d in (384, 768)),
 )
-"""MiniLM's and BERT's width; 128 tokens, of one record and of eight; single layers and three."""
+"""MiniLM's and BERT's width; 1, 8 and 32 records of 128 tokens; single layers, and three."""
 
 DRY = (
     Shape(48, 32, 40, 4, dtype="float16"),
