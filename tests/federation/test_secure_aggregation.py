@@ -244,7 +244,8 @@ def test_a_round_is_tried_again_and_trains_once(federation: MakeFederation) -> N
     assert len(first.aborts) == 1
     assert first.aborts[0].startswith("TooFewClients: 2 vectors arrived, and 3 are needed")
     assert run._store.get(0).steps == quiet._store.get(0).steps
-    assert all(torch.equal(run.shared[n], quiet.shared[n]) for n in quiet.shared)
+    # Whoever is back trains alone, and not beside the others: some processors round that otherwise.
+    torch.testing.assert_close(run.shared, quiet.shared, rtol=0.0, atol=1e-6)
 
 
 def test_a_lost_round_leaves_the_shared_tensors(federation: MakeFederation) -> None:
