@@ -13,22 +13,32 @@ Gradients = tuple[Tensor | None, ...]
 """Of the operands that may be trained; None for those that need none."""
 
 
+_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+
 def product_dtype(x: Float[Tensor, "... d"]) -> torch.dtype:
     """The dtype that all operands of an op are brought to.
 
     Under autocast this is autocast's dtype, since an op of our own is not on its list; else, and in
     float64, which autocast leaves alone, it is that of x, so that adapters kept in float32 fit a
     base model in half precision.
+
+    Raises:
+        ValueError: for an x of any other numbers: weights would be rounded to integers, say.
     """
-    kind = _kind(x)
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    if x.dtype not in _DTYPES:
+        raise ValueError(f"x is {x.dtype}, and not float16, bfloat16, float32 or float64")
+    kind = _autocast_of(x)
+    return x.dtype if kind is None or x.dtype == torch.float64 else torch.get_autocast_dtype(kind)
 
 
-def _kind(x: Tensor) -> str:
-    """The kind of device; to make its name takes as long as all the rest of ``product_dtype``."""
-    return "cpu" if x.is_cpu else x.device.type
+def _autocast_of(x: Tensor) -> str | None:
+    """The kind of device on which autocast is in force for x; None without."""
+    if x.is_meta:  # a device that autocast does not know
+        return None
+    # To make a device's name takes as long as all the rest of ``product_dtype``.
+    kind = "cpu" if x.is_cpu else x.device.type
+    return kind if torch.is_autocast_enabled(kind) else None
 
 
 def without_autocast(gradients: Callable[..., Gradients]) -> Callable[..., Gradients]:
@@ -36,8 +46,8 @@ def without_autocast(gradients: Callable[..., Gradients]) -> Callable[..., Gradi
 
     @wraps(gradients)
     def run(dy: Any, *others: Any) -> Gradients:
-        kind = _kind(dy if isinstance(dy, Tensor) else dy[0])
-        if not torch.is_autocast_enabled(kind):
+        kind = _autocast_of(dy if isinstance(dy, Tensor) else dy[0])
+        if kind is None:
             return gradients(dy, *others)
         with torch.autocast(kind, enabled=False):
             return gradients(dy, *others)
@@ -49,15 +59,37 @@ def in_one_dtype(x: Tensor, *others: Tensor | None) -> list[Any]:
     """All operands in ``product_dtype(x)``; None stays None.
 
     Torch would take its time to find that nothing is to be done.
+
+    Raises:
+        ValueError: as ``product_dtype``, or for operands of which some are not where x is.
     """
     dtype = product_dtype(x)
     operands = (x, *others)
+    if not x.is_cpu:  # a kernel would take another device's address for one of its own
+        elsewhere = {str(t.device) for t in others if t is not None and t.device != x.device}
+        if elsewhere:
+            raise ValueError(f"x is on {x.device}, and operands on {', '.join(sorted(elsewhere))}")
     return [each if each is None or each.dtype == dtype else each.to(dtype) for each in operands]
 
 
 def rows_of(x: Float[Tensor, "... d"]) -> Float[Tensor, "row d"]:
     """The vectors of x as one matrix."""
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def require_factors(op: str, x: Tensor, axes: int, *factors: tuple[str, Tensor]) -> None:
+    """Refuse factors of clients that have not so many axes, or no client; and an x of no vectors.
+
+    Raises:
+        ValueError: naming op, operand and its shape.
+    """
+    if not x.dim():
+        raise ValueError(f"{op}: x is one number, and no vectors")
+    for name, factor in factors:
+        if factor.dim() != axes or not len(factor):
+            raise ValueError(
+                f"{op}: {name} is {list(factor.shape)}; it has {axes} axes, the first of clients"
+            )
 
 
 def require_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> None:

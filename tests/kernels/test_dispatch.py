@@ -129,6 +129,23 @@ def test_what_is_far_from_all_that_was_measured_takes_the_reference(other):
 
 
 @pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dtype": torch.float64}, "float64"),
+        ({"d_in": 14336, "d_out": 152064}, "2³¹ frozen weights"),
+        ({"rows": 0}, "no rows"),
+        ({"rank": 0}, "no rank"),
+    ],
+)
+def test_what_kernels_cannot_work_with_takes_the_reference_even_if_they_are_asked_for(
+    change, named
+):
+    choice = choose(replace(PROBLEM, **change), GPU, "fused")
+    assert (choice.backend, choice.reason) == ("reference", f"there are no kernels for {named}")
+
+
+@pytest.mark.usefixtures("measured")
 def test_argument_before_environment_before_table(monkeypatch):
     monkeypatch.setenv("FEDSA_KERNELS", "fused")
     by_environment = choose(PROBLEM, GPU)
@@ -230,13 +247,3 @@ def test_ops_of_one_kernel_refuse_what_cannot_run_and_follow_the_environment(mon
     monkeypatch.setenv("FEDSA_KERNELS", "triton")
     with pytest.raises(ValueError, match="reference, cublas, fused and auto"):
         runs_kernels("clipped_grad", None, operand)
-
-
-@pytest.mark.usefixtures("measured")
-def test_more_weights_than_a_kernel_counts_go_to_the_reference():
-    vocabulary = replace(PROBLEM, d_in=14336, d_out=152064)
-    choice = choose(vocabulary, GPU, "fused")
-    assert (choice.backend, choice.reason) == (
-        "reference",
-        "there are no kernels for 2³¹ frozen weights",
-    )

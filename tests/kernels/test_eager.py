@@ -119,6 +119,65 @@ def test_shapes_that_do_not_fit_are_refused_by_name(case_of, changed, named, bac
         changed(case_of(clients=2)).run(backend=backend)
 
 
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("backend", [None, "fused"])
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_factors_without_clients_are_refused_by_name(case_of, backend):
+    case = case_of(clients=2)
+    name = "b" if isinstance(case, VeraCase) else "B"
+    factor = getattr(case, name)
+    for wrong in (factor[0], factor[:0], factor[..., None]):
+        with pytest.raises(ValueError, match=rf"_linear: {name} is .* axes, the first of clients"):
+            replace(case, **{name: wrong}).run(backend=backend)
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_one_number_is_no_x(case_of):
+    with pytest.raises(ValueError, match="_linear: x is one number, and no vectors"):
+        replace(case_of(), x=torch.tensor(1.0), keys=None).run()
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_an_x_of_other_numbers_is_refused(case_of, dtype, autocast):
+    """Weights that are rounded to integers make outputs that look like such."""
+    case = case_of(dtype=torch.float32)
+    case = replace(case, x=case.x.detach().to(dtype))
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        pytest.raises(ValueError, match=f"x is {dtype}, and not float16"),
+    ):
+        case.run()
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_operands_on_two_devices_are_refused(case_of):
+    """A kernel takes an address of another device for one of its own."""
+    case = case_of(dropout=True)
+    away = replace(case, x=case.x.detach().to("meta"))
+    with pytest.raises(ValueError, match="x is on meta, and operands on cpu"):
+        away.run()
+    with pytest.raises(ValueError, match="dropout keys are on meta, and x on cpu"):
+        replace(case, keys=case.keys.to("meta")).run()
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_the_meta_device_gives_shapes(case_of):
+    case = case_of()
+    tensors = {each.name: getattr(case, each.name) for each in fields(case)}
+    on_meta = {name: None if t is None else t.to("meta") for name, t in tensors.items()}
+    away = replace(case, **on_meta)
+    y = away.run()
+    assert (y.is_meta, y.shape) == (True, case.run().shape)
+    gradients = torch.autograd.grad(y.sum(), away.trained)
+    assert [each.shape for each in gradients] == [each.shape for each in case.trained]
+
+
 def first_client(case: Case) -> dict[str, torch.Tensor]:
     """The outer factor of one client, where x has rows of two."""
     return {"b": case.b[:1]} if isinstance(case, VeraCase) else {"B": case.B[:1]}

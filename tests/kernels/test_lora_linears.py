@@ -144,6 +144,20 @@ def test_shapes_that_do_not_fit_are_refused_by_name(layer, changed, named):
 
 
 @pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("wrong", [lambda A: A[0], lambda A: A[:0]])
+def test_factors_without_clients_are_refused_by_name(wrong):
+    layers = list(linears_case(clients=2).layers)
+    layers[1] = replace(layers[1], A=wrong(layers[1].A))
+    with pytest.raises(ValueError, match=r"lora_linears: As\[1\] is .* axes, the first of clients"):
+        LinearsCase(tuple(layers)).run()
+
+
+def test_layers_are_needed():
+    with pytest.raises(ValueError, match="lora_linears: there are no layers"):
+        lora_linears(torch.zeros(3, 4), [], [], [], [], SCALING)
+
+
+@pytest.mark.usefixtures("_without_type_checks")
 def test_as_many_of_everything_are_needed():
     first, second = linears_case(sizes=GROUPED_QUERIES[:2]).layers
     both = [first.weight, second.weight]

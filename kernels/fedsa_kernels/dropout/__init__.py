@@ -103,7 +103,8 @@ def keys_of_vectors(
     """One key for every vector of x, in one line; None where nothing is dropped.
 
     Raises:
-        ValueError: for a p that is no probability below 1, or other keys or another number.
+        ValueError: for a p that is no probability below 1, or keys of another type, number or
+            device.
     """
     if not 0.0 <= p < 1.0:
         raise ValueError(f"{op}: dropout is a probability in [0, 1), not {p}")
@@ -114,6 +115,8 @@ def keys_of_vectors(
     rows = math.prod(x.shape[:-1])
     if keys.numel() != rows:
         raise ValueError(f"{op}: {keys.numel()} dropout keys for {rows} vectors of x")
+    if keys.device != x.device:
+        raise ValueError(f"{op}: dropout keys are on {keys.device}, and x on {x.device}")
     return keys.reshape(-1).contiguous()
 
 

@@ -15,6 +15,7 @@ from fedsa_kernels.lora_linear import reference
 from fedsa_kernels.operands import (
     Gradients,
     in_one_dtype,
+    require_factors,
     require_segments,
     require_shapes,
     rows_of,
@@ -152,12 +153,13 @@ def lora_linear(
 
     Raises:
         ValueError: if the vectors of x cannot be split into one equal segment per client, or the
-            backend cannot run here, or the shapes of operands do not fit, naming one.
+            backend cannot run here, the shapes of operands do not fit, naming one, or x is no
+            floating point.
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
     x, weight, bias, A, B = in_one_dtype(x, weight, bias, A, B)
-    require_segments(x, A.shape[0], "lora_linear")
+    require_factors("lora_linear", x, 3, ("A", A), ("B", B))
     (clients, rank, _), d_in, d_out = A.shape, x.shape[-1], B.shape[1]
     require_shapes(
         "lora_linear",
@@ -166,5 +168,6 @@ def lora_linear(
         ("weight", weight, (d_out, d_in)),
         ("bias", bias, (d_out,)),
     )
+    require_segments(x, clients, "lora_linear")
     of_rows = keys_of_vectors(x, keys, dropout, "lora_linear")
     return _run(x, weight, bias, A, B, scaling, dropout, of_rows, backend)

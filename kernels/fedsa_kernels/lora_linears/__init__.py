@@ -13,6 +13,7 @@ from fedsa_kernels.lora_linears import reference
 from fedsa_kernels.operands import (
     Gradients,
     in_one_dtype,
+    require_factors,
     require_segments,
     require_shapes,
     rows_of,
@@ -194,8 +195,8 @@ def lora_linears(
 
     Raises:
         ValueError: if the vectors of x cannot be split into one equal segment per client, the ranks
-            are too large together, the shapes of operands do not fit, naming one, or the backend
-            cannot run here.
+            are too large together, there are no layers, the shapes of operands do not fit, naming
+            one, x is no floating point, or the backend cannot run here.
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
@@ -225,7 +226,10 @@ def _require_shapes(
     if not len(weights) == len(biases) == len(As) == len(Bs):
         counts = [len(each) for each in (weights, biases, As, Bs)]
         raise ValueError(f"lora_linears: {counts} weights, biases, As and Bs")
+    if not weights:
+        raise ValueError("lora_linears: there are no layers")
     for k, (weight, bias, A, B) in enumerate(zip(weights, biases, As, Bs, strict=True)):
+        require_factors("lora_linears", x, 3, (f"As[{k}]", A), (f"Bs[{k}]", B))
         clients, rank, d_in, d_out = As[0].shape[0], A.shape[1], x.shape[-1], B.shape[1]
         require_shapes(
             "lora_linears",

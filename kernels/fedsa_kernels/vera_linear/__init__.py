@@ -14,6 +14,7 @@ from fedsa_kernels.eager import either_way, gradients_by_op
 from fedsa_kernels.operands import (
     Gradients,
     in_one_dtype,
+    require_factors,
     require_segments,
     require_shapes,
     without_autocast,
@@ -155,13 +156,14 @@ def vera_linear(
 
     Raises:
         ValueError: if the vectors of x cannot be split into one equal segment per client, or the
-            backend cannot run here, or the shapes of operands do not fit, naming one.
+            backend cannot run here, the shapes of operands do not fit, naming one, or x is no
+            floating point.
 
     Source: Kopiczko et al., VeRA (ICLR 2024), §3.1, equation 2.
     """
     x, weight, bias, A, B, d, b = in_one_dtype(x, weight, bias, A, B, d, b)
     d, b = d.contiguous(), b.contiguous()
-    require_segments(x, d.shape[0], "vera_linear")
+    require_factors("vera_linear", x, 2, ("d", d), ("b", b))
     clients, rank = d.shape
     d_in, d_out = x.shape[-1], b.shape[1]
     require_shapes(
@@ -172,5 +174,6 @@ def vera_linear(
         ("weight", weight, (d_out, d_in)),
         ("bias", bias, (d_out,)),
     )
+    require_segments(x, clients, "vera_linear")
     of_rows = keys_of_vectors(x, keys, dropout, "vera_linear")
     return _run(x, weight, bias, A, B, d, b, dropout, of_rows, backend)
