@@ -16,14 +16,22 @@ RESULTS = Path(__file__).parent / "results"
 def environment() -> dict[str, str]:
     """Versions, device and commit of this run."""
     packages = ("torch", "transformers", "peft")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
-        "device": gpu or f"cpu, {torch.get_num_threads()} threads",
+        "device": device(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def device() -> str:
+    """The GPU, or else the processor's model, whose linear algebra differs, and its threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    from cpuinfo import get_cpu_info  # machines that have a GPU do without
+
+    return f"{get_cpu_info()['brand_raw']}, {torch.get_num_threads()} threads"
 
 
 def commit() -> str:

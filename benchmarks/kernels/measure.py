@@ -168,7 +168,9 @@ def main() -> None:
 
     mpl.use("agg")
     device = device_here()
-    around = environment() | {"triton": version("triton"), "device": name_of(device)}
+    around = environment() | {"triton": version("triton")}
+    if interpreted():
+        around["device"] = name_of(device)
     layers, steps = (arguments.out / name for name in ("kernels.csv", "kernels_steps.csv"))
     done = finished(already(layers, around), device)
     done |= {r["name"].split(": ")[0] for r in already(steps, around)}
