@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -128,7 +128,7 @@ class AdaptedModel:
         """Keep only the inputs of the model's layers and compute the rest again in the backward.
 
         The switch of transformers acts in training mode only, which would turn the base model's
-        dropout on.
+        dropout on. Other batches may pass before the backward pass; clients may not be loaded.
 
         Raises:
             ConfigError: if the model has no layers that transformers marks for this.
@@ -141,10 +141,7 @@ class AdaptedModel:
                 "set gradient_checkpointing=False",
             )
         for layer in layers:
-            # Nothing in it draws at random: the base's dropout is off, ours comes from keys.
-            layer.forward = partial(
-                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-            )
+            layer.forward = partial(_run_twice, layer.forward, self._context)
 
     def names(self, roles: Collection[Role]) -> list[str]:
         """Names of the parameters with one of these roles, in the model's order."""
@@ -166,6 +163,7 @@ class AdaptedModel:
             trained: roles that are to receive gradients.
         """
         self._context.clients = len(clients)
+        self._context.loads += 1
         for name, slot in self._slots.items():
             old = getattr(slot.module, slot.attribute)
             stacked = torch.stack([tensors.get(name, self.initial[name]) for tensors in clients])
@@ -193,9 +191,14 @@ class AdaptedModel:
             inputs: what the model's tokenizer made: input_ids, attention_mask, ….
             keys: dropout keys of the rows while training, else None.
             positions: for generation the only positions that are asked for; None for all.
+
+        Raises:
+            AdapterError: if the rows do not split into one segment per client.
         """
-        self._context.rows = inputs["input_ids"].shape[0]
-        self._context.keys = keys
+        rows = inputs["input_ids"].shape[0]
+        if rows % self.clients:
+            raise AdapterError(f"{rows} rows do not split into segments of {self.clients} clients")
+        self._context.rows, self._context.keys = rows, keys
         options: dict[str, Any] = {"use_cache": False} if self._keeps_cache else {}
         if positions is not None and self._picks_positions:
             options["logits_to_keep"] = positions
@@ -314,6 +317,23 @@ def attach(
     adapted = AdaptedModel(model, context, slots, settings, initial, projections, siblings)
     adapted.load([{}], trained=())
     return adapted
+
+
+def _run_twice(
+    forward: Callable[..., Any], context: BatchContext, *args: Any, **options: Any
+) -> Any:
+    """Under gradient checkpointing: the backward pass makes everything again for its own batch."""
+    # Nothing in it draws at random: the base's dropout is off, ours comes from keys.
+    keep: Any = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    if torch.compiler.is_compiling():  # what the batch is, is a part of the graph
+        return keep(forward, *args, **options)
+    then = replace(context)
+
+    def run(*args: Any, **options: Any) -> Any:
+        with context.as_it_was(then):
+            return forward(*args, **options)
+
+    return keep(run, *args, **options)
 
 
 def _projections(

@@ -136,12 +136,22 @@ def is_plain(weight: object) -> bool:
 
 def plain_weights(base: Any) -> tuple[Tensor | None, Tensor | None]:
     """Weight [d_out, d_in] and bias of a layer that is nothing but their product; else None."""
-    if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks:
+    if type(base) not in (nn.Linear, Conv1D) or "forward" in vars(base) or is_hooked(base):
         return None, None
     weight, bias = base.weight, base.bias
     if not is_plain(weight):
         return None, None
     return (weight if type(base) is nn.Linear else weight.t()), bias
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether anything is to happen around the calls of a module."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def trainable_like(base: nn.Module) -> Tensor:

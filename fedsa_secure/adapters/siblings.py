@@ -14,7 +14,7 @@ from fedsa_kernels.dispatch import together_pays
 from fedsa_kernels.lora_linears import LARGEST_RANK
 from fedsa_kernels.operands import product_dtype
 from fedsa_kernels.tables import Problem
-from fedsa_secure.adapters.layer import plain_weights
+from fedsa_secure.adapters.layer import is_hooked, plain_weights
 from fedsa_secure.adapters.lora import LoRALinear
 
 Run = tuple[LoRALinear, ...]
@@ -44,7 +44,8 @@ class Siblings:
     Guarantee: an output that is handed out is what its layer makes of this very x. It is made and
     taken within one call of the module, with neither x nor a weight or factor replaced or changed
     in place in between (as far as torch counts changes), under the same autocast and gradient mode.
-    Where that is not so the layer is computed anew.
+    Where that is not so the layer is computed anew. The backward pass of all is one step: after
+    that of one output alone, another's needs ``retain_graph``.
 
     Args:
         module: the parent; its forward pass is wrapped.
@@ -111,8 +112,7 @@ class Siblings:
             (context.clients > 1 and x.shape[0] != context.rows)  # the layer says so itself
             or (context.keys is not None and any(layer.dropout > 0.0 for layer in run))
             or x.is_inference()
-            or any(_is_hooked(layer) for layer in run)
-            or any(plain_weights(layer.base)[0] is None for layer in run)
+            or any(_stands_alone(layer) for layer in run)
             or not self._pays(run, x)
         )
 
@@ -132,12 +132,14 @@ class _Made:
         x: what they were made of.
         outputs: of the layers that were not called yet.
         changes: what each output depends on, see ``_changes``.
+        scaling: of all of them.
         mode: of torch, in which they were made.
     """
 
     x: Tensor
     outputs: dict[LoRALinear, Tensor]
-    changes: dict[LoRALinear, list[tuple[Tensor, int]]]
+    changes: dict[LoRALinear, list[tuple[Tensor, tuple[int, bool]]]]
+    scaling: float
     mode: tuple[bool, torch.dtype]
 
     @classmethod
@@ -154,16 +156,19 @@ class _Made:
             run[0].scaling,
         )
         changes = {layer: _changes(layer, x) for layer in run}
-        return cls(x, dict(zip(run, ys, strict=True)), changes, _mode(x))
+        outputs = dict(zip(run, ys, strict=True))
+        return cls(x, outputs, changes, run[0].scaling, _mode(x))
 
     def is_for(self, layer: LoRALinear, x: Tensor) -> bool:
         """Whether what waits here is what the layer would make of x."""
         if x is not self.x or layer not in self.outputs or _mode(x) != self.mode:
             return False
+        if layer.scaling != self.scaling or _stands_alone(layer):
+            return False
         before, now = self.changes[layer], _changes(layer, x)
         return len(before) == len(now) and all(
-            new is old and count == counted
-            for (new, count), (old, counted) in zip(now, before, strict=True)
+            new is old and state == known
+            for (new, state), (old, known) in zip(now, before, strict=True)
         )
 
 
@@ -198,20 +203,16 @@ def _find_runs(calls: Sequence[tuple[LoRALinear, Tensor]]) -> list[Run]:
     return [run for run in runs if len(run) > 1 and all(layers.count(each) == 1 for each in run)]
 
 
-def _is_hooked(layer: LoRALinear) -> bool:
-    return bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-    )
+def _stands_alone(layer: LoRALinear) -> bool:
+    """Whether something is to happen around its calls, or its base has to be called."""
+    return is_hooked(layer) or plain_weights(layer.base)[0] is None
 
 
-def _changes(layer: LoRALinear, x: Tensor) -> list[tuple[Tensor, int]]:
-    """All tensors that an output depends on, and how often each was changed in place."""
+def _changes(layer: LoRALinear, x: Tensor) -> list[tuple[Tensor, tuple[int, bool]]]:
+    """All tensors that an output depends on, how often each was changed, and if it is trained."""
     frozen = (layer.weight, layer.bias)
     tensors = [x, *layer.parameters(recurse=False), *(t for t in frozen if t is not None)]
-    return [(t, 0 if t.is_inference() else t._version) for t in tensors]
+    return [(t, (0 if t.is_inference() else t._version, t.requires_grad)) for t in tensors]
 
 
 def _mode(x: Tensor) -> tuple[bool, torch.dtype]:

@@ -123,9 +123,7 @@ def _without_kernels(problem: Problem) -> str:
         return "float64"
     if problem.d_in * problem.d_out >= 2**31:  # they count the elements of W in 32 bits
         return "2³¹ frozen weights"
-    if not problem.rows:
-        return "no rows"
-    return "" if problem.rank else "no rank"
+    return "" if problem.rows else "no rows"
 
 
 def together_pays(problem: Problem, device: torch.device) -> bool:

@@ -1,19 +1,21 @@
 """What every op does with its operands."""
 
-import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 Gradients = tuple[Tensor | None, ...]
 """Of the operands that may be trained; None for those that need none."""
 
 
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_NONE_OF_THEM = "not float16, bfloat16, float32 or float64"
 
 
 def product_dtype(x: Float[Tensor, "... d"]) -> torch.dtype:
@@ -27,7 +29,7 @@ def product_dtype(x: Float[Tensor, "... d"]) -> torch.dtype:
         ValueError: for an x of any other numbers: weights would be rounded to integers, say.
     """
     if x.dtype not in _DTYPES:
-        raise ValueError(f"x is {x.dtype}, and not float16, bfloat16, float32 or float64")
+        raise ValueError(f"x is {x.dtype}, and {_NONE_OF_THEM}")
     kind = _autocast_of(x)
     return x.dtype if kind is None or x.dtype == torch.float64 else torch.get_autocast_dtype(kind)
 
@@ -41,16 +43,20 @@ def _autocast_of(x: Tensor) -> str | None:
     return kind if torch.is_autocast_enabled(kind) else None
 
 
-def without_autocast(gradients: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """A backward pass in the dtypes of its forward pass, wherever it is called."""
+def without_autocast(work: Callable[..., Result]) -> Callable[..., Result]:
+    """Work that autocast leaves alone: a backward pass has the dtypes of its forward pass, say.
 
-    @wraps(gradients)
-    def run(dy: Any, *others: Any) -> Gradients:
-        kind = _autocast_of(dy if isinstance(dy, Tensor) else dy[0])
+    Args:
+        work: its first operand is a tensor, or several.
+    """
+
+    @wraps(work)
+    def run(first: Any, *others: Any) -> Result:
+        kind = _autocast_of(first if isinstance(first, Tensor) else first[0])
         if kind is None:
-            return gradients(dy, *others)
+            return work(first, *others)
         with torch.autocast(kind, enabled=False):
-            return gradients(dy, *others)
+            return work(first, *others)
 
     return run
 
@@ -61,15 +67,28 @@ def in_one_dtype(x: Tensor, *others: Tensor | None) -> list[Any]:
     Torch would take its time to find that nothing is to be done.
 
     Raises:
-        ValueError: as ``product_dtype``, or for operands of which some are not where x is.
+        ValueError: as ``product_dtype``, also for other operands; or if one is not where x is: a
+            kernel would take another device's address for one of its own.
     """
-    dtype = product_dtype(x)
-    operands = (x, *others)
-    if not x.is_cpu:  # a kernel would take another device's address for one of its own
-        elsewhere = {str(t.device) for t in others if t is not None and t.device != x.device}
-        if elsewhere:
-            raise ValueError(f"x is on {x.device}, and operands on {', '.join(sorted(elsewhere))}")
-    return [each if each is None or each.dtype == dtype else each.to(dtype) for each in operands]
+    dtype, on_cpu = product_dtype(x), x.is_cpu
+    for each in others:
+        # Where x is on a CPU there is one such device, and its name need not be made.
+        if each is not None and not (each.is_cpu if on_cpu else each.device == x.device):
+            raise ValueError(f"x is on {x.device}, and an operand {_of(each)} on {each.device}")
+    return [
+        each if each is None or each.dtype == dtype else _converted(each, dtype)
+        for each in (x, *others)
+    ]
+
+
+def _converted(operand: Tensor, dtype: torch.dtype) -> Tensor:
+    if operand.dtype not in _DTYPES:  # such as the integers of a quantised weight
+        raise ValueError(f"an operand {_of(operand)} is {operand.dtype}, and {_NONE_OF_THEM}")
+    return operand.to(dtype)
+
+
+def _of(operand: Tensor) -> str:
+    return f"of shape {list(operand.shape)}"
 
 
 def rows_of(x: Float[Tensor, "... d"]) -> Float[Tensor, "row d"]:
@@ -78,29 +97,28 @@ def rows_of(x: Float[Tensor, "... d"]) -> Float[Tensor, "row d"]:
 
 
 def require_factors(op: str, x: Tensor, axes: int, *factors: tuple[str, Tensor]) -> None:
-    """Refuse factors of clients that have not so many axes, or no client; and an x of no vectors.
+    """Refuse factors without client axis, or without any numbers; and an x of no vectors.
 
     Raises:
         ValueError: naming op, operand and its shape.
     """
-    if not x.dim():
-        raise ValueError(f"{op}: x is one number, and no vectors")
+    if not x.dim() or not x.shape[-1]:
+        raise ValueError(f"{op}: x is {list(x.shape)}, and holds no vectors")
     for name, factor in factors:
-        if factor.dim() != axes or not len(factor):
+        if factor.dim() != axes or 0 in factor.shape:
             raise ValueError(
-                f"{op}: {name} is {list(factor.shape)}; it has {axes} axes, the first of clients"
+                f"{op}: {name} is {list(factor.shape)}; it needs {axes} axes, the first of "
+                "clients, and none of them empty"
             )
 
 
 def require_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> None:
-    """Refuse vectors that cannot be split into one equal segment per client.
+    """Refuse rows that cannot be split into one equal segment per client.
 
     Raises:
         ValueError: saying how many there are.
     """
-    if clients == 1:
-        return
-    rows = math.prod(x.shape[:-1])
+    rows = x.shape[0] if x.dim() > 1 else 1
     if rows % clients:
         raise ValueError(f"{op}: {rows} rows do not split into {clients} client segments")
 
@@ -144,6 +162,8 @@ def scaled(
     """``scaling·left·right``, scaled on the way out of the product."""
     if scaling == 1.0:
         return left @ right
+    if scaling == 0.0:  # in half precision a CPU's baddbmm then writes nothing
+        return (left @ right) * 0.0
     multiply = torch.addmm if left.dim() == 2 else torch.baddbmm
     return multiply(left.new_empty(()), left, right, beta=0, alpha=scaling)
 

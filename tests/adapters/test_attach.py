@@ -341,6 +341,44 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_bert):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("between", ["training", "evaluation"])
+def test_batches_between_forward_and_backward_change_no_gradient(tiny_bert, between):
+    """The backward pass runs checkpointed layers again, with the dropout of their own batch."""
+    found = []
+    for checkpointed in (False, True):
+        adapted = attach(tiny_bert(), EVERYTHING, seed=0)
+        adapted.load(random_clients(adapted, 2), trained=set(Role))
+        if checkpointed:
+            adapted.checkpoint_gradients()
+        first, second = (row_keys(torch.tensor(each), 3).flatten() for each in ([1, 2], [3, 4]))
+        loss = adapted(make_inputs(), first).square().sum()
+        if between == "training":
+            loss = loss + adapted(make_inputs(seed=1), second).square().sum()
+        else:
+            with torch.no_grad():
+                adapted(make_inputs(rows=4, seed=1))
+        found.append(torch.autograd.grad(loss, list(adapted.parameters(set(Role)).values())))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_clients_loaded_before_the_backward_pass_of_checkpointed_layers_are_refused(tiny_bert):
+    adapted = attach(tiny_bert(), EVERYTHING, seed=0)
+    adapted.load(random_clients(adapted, 2), trained=set(Role))
+    adapted.checkpoint_gradients()
+    loss = adapted(make_inputs()).sum()
+    adapted.load(random_clients(adapted, 2), trained=set(Role))
+    with pytest.raises(AdapterError, match="loaded between a forward pass and its backward pass"):
+        loss.backward()
+
+
+def test_rows_that_do_not_split_over_clients_are_refused(tiny_bert):
+    adapted = attach(tiny_bert(), SETTINGS, seed=0)
+    adapted.load(random_clients(adapted, 2), trained=())
+    with pytest.raises(AdapterError, match="3 rows do not split into segments of 2 clients"):
+        adapted(make_inputs(rows=3))
+
+
 def test_layer_in_two_places_is_refused_by_both_names(tiny_bert):
     model = tiny_bert()
     first, second = (layer.attention.self for layer in model.bert.encoder.layer)

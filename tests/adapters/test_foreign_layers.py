@@ -137,6 +137,29 @@ def test_layer_with_hooks_is_called():
     torch.testing.assert_close(adapted(inputs), expected(**inputs).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_layer_with_a_forward_of_its_own_is_called():
+    """Others put their own forward pass into a plain layer."""
+    model = BERT.make()
+    layer = model.bert.encoder.layer[1].intermediate.dense
+    forward = layer.forward
+    layer.forward = lambda x: forward(x) + 1.0
+    adapted = attach(model, settings_of(BERT, "lora"), seed=0)
+    expected = BERT.make()
+    with torch.no_grad():
+        expected.bert.encoder.layer[1].intermediate.dense.bias += 1.0
+    inputs = BERT.inputs()
+    torch.testing.assert_close(adapted(inputs), expected(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_backward_hooks_of_a_layer_run():
+    adapted, calls = attach(BERT.make(), settings_of(BERT, "lora"), seed=0), []
+    adapted.load([{}], trained={Role.A, Role.B})
+    layer = adapted.model.bert.encoder.layer[1].intermediate.dense
+    layer.base.register_full_backward_hook(lambda *_: calls.append(1))
+    adapted(BERT.inputs()).sum().backward()
+    assert calls == [1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_layer_that_passes_no_gradient_is_refused_by_name(kind):
     path = "bert.encoder.layer.1.intermediate.dense"

@@ -314,6 +314,33 @@ def test_layer_that_was_changed_meanwhile_is_computed_anew(parent, x, where, rep
     check_alone(parent, found, dict.fromkeys(("first", "second", "third"), x))
 
 
+def test_scaling_that_was_changed_is_used(parent, x):
+    parent.second.scaling = 3.0  # after it was watched
+    check_alone(parent, parent(x), dict.fromkeys(("first", "second", "third"), x))
+
+
+def test_hook_that_was_put_on_a_base_meanwhile_acts(parent, x):
+    def change(x: Tensor) -> list[Tensor]:
+        first = parent.first(x)
+        parent.second.base.register_forward_hook(lambda module, x, y: y + 1.0)
+        return [first, parent.second(x) - 1.0, parent.third(x)]
+
+    parent.calls = change
+    check_alone(parent, parent(x), dict.fromkeys(("first", "second", "third"), x))
+
+
+def test_factor_that_was_frozen_meanwhile_gets_no_gradient(parent, x):
+    def change(x: Tensor) -> list[Tensor]:
+        first = parent.first(x)
+        parent.second.B.requires_grad_(False)
+        return [first, parent.second(x), parent.third(x)]
+
+    parent.calls = change
+    sum(y.sum() for y in parent(x)).backward()
+    assert parent.second.B.grad is None
+    assert parent.second.A.grad is not None
+
+
 def test_nothing_outlives_a_call_of_the_module(parent, x, counts):
     """Nor does an output wait for the next call with the very same x."""
     parent.calls = lambda x: [parent.first(x)]

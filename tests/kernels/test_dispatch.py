@@ -135,7 +135,6 @@ def test_what_is_far_from_all_that_was_measured_takes_the_reference(other):
         ({"dtype": torch.float64}, "float64"),
         ({"d_in": 14336, "d_out": 152064}, "2³¹ frozen weights"),
         ({"rows": 0}, "no rows"),
-        ({"rank": 0}, "no rank"),
     ],
 )
 def test_what_kernels_cannot_work_with_takes_the_reference_even_if_they_are_asked_for(

@@ -49,6 +49,12 @@ def test_nothing_is_dropped_at_p_zero():
     assert mask(all_keys(), 0.0).all()
 
 
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan")])
+def test_what_is_no_probability_is_refused(p):
+    with pytest.raises(ValueError, match=r"p is a probability in \[0, 1\), not"):
+        mask(all_keys(), p)
+
+
 def test_an_element_that_survives_a_larger_p_survives_a_smaller_one():
     keys = all_keys()
     kept = [mask(keys, p) for p in (0.1, 0.5, 0.9)]

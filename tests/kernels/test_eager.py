@@ -126,16 +126,17 @@ def test_factors_without_clients_are_refused_by_name(case_of, backend):
     case = case_of(clients=2)
     name = "b" if isinstance(case, VeraCase) else "B"
     factor = getattr(case, name)
-    for wrong in (factor[0], factor[:0], factor[..., None]):
+    for wrong in (factor[0], factor[:0], factor[..., :0], factor[..., None]):
         with pytest.raises(ValueError, match=rf"_linear: {name} is .* axes, the first of clients"):
             replace(case, **{name: wrong}).run(backend=backend)
 
 
 @pytest.mark.usefixtures("_without_type_checks")
 @pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
-def test_one_number_is_no_x(case_of):
-    with pytest.raises(ValueError, match="_linear: x is one number, and no vectors"):
-        replace(case_of(), x=torch.tensor(1.0), keys=None).run()
+@pytest.mark.parametrize("x", [torch.tensor(1.0), torch.zeros(3, 0)], ids=["number", "empty"])
+def test_an_x_without_vectors_is_refused(case_of, x):
+    with pytest.raises(ValueError, match=r"_linear: x is \[.*\], and holds no vectors"):
+        replace(case_of(), x=x, keys=None).run()
 
 
 @pytest.mark.usefixtures("_without_type_checks")
@@ -155,12 +156,30 @@ def test_an_x_of_other_numbers_is_refused(case_of, dtype, autocast):
 
 @pytest.mark.usefixtures("_without_type_checks")
 @pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_codes_of_a_quantised_weight_are_refused(case_of):
+    case = case_of()
+    with pytest.raises(
+        ValueError, match=r"an operand of shape \[.*\] is torch.int8, and not float16"
+    ):
+        replace(case, weight=case.weight.to(torch.int8)).run()
+
+
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
+def test_rows_are_split_over_clients_and_not_their_vectors(case_of):
+    """Three rows of two tokens are six vectors, but two clients cannot share the second row."""
+    with pytest.raises(ValueError, match="3 rows do not split into 2 client segments"):
+        case_of(clients=2, shape=(3, 2)).run()
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("case_of", CASES.values(), ids=CASES)
 def test_operands_on_two_devices_are_refused(case_of):
     """A kernel takes an address of another device for one of its own."""
     case = case_of(dropout=True)
-    away = replace(case, x=case.x.detach().to("meta"))
-    with pytest.raises(ValueError, match="x is on meta, and operands on cpu"):
-        away.run()
+    with pytest.raises(ValueError, match="x is on meta, and an operand of shape .* on cpu"):
+        replace(case, x=case.x.detach().to("meta")).run()
+    with pytest.raises(ValueError, match="x is on cpu, and an operand of shape .* on meta"):
+        replace(case, weight=case.weight.to("meta")).run()
     with pytest.raises(ValueError, match="dropout keys are on meta, and x on cpu"):
         replace(case, keys=case.keys.to("meta")).run()
 

@@ -145,6 +145,22 @@ def test_autocast_makes_the_products_in_half_precision():
     assert torch.equal(y, replace(case, **halved).run())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("clients", [1, 2], ids=["C1", "C2"])
+def test_a_scaling_of_zero_leaves_the_frozen_layer_on_whatever_memory(clients, dtype):
+    case = lora_case(clients=clients, shape=(40,), sizes=(64, 300, 8), bias=False, dtype=dtype)
+    torch.use_deterministic_algorithms(True)  # torch then fills new memory with NaN
+    try:
+        y = lora_linear(case.x, case.weight, None, case.A, case.B, 0.0)
+        dx, dA, dB = torch.autograd.grad(y, case.trained, torch.ones_like(y))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    check_near(y, case.x @ case.weight.T, TOLERANCE[dtype])
+    check_near(dx, torch.ones_like(y) @ case.weight, TOLERANCE[dtype])
+    assert not dA.any()
+    assert not dB.any()
+
+
 def test_rows_that_do_not_split_over_clients_are_refused():
     case = lora_case(clients=3, shape=(7,))
     with pytest.raises(ValueError, match="7 rows do not split into 3 client segments"):

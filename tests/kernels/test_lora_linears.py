@@ -85,6 +85,24 @@ def test_autocast_makes_the_products_in_half_precision():
         assert torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("factors", [torch.float16, torch.float64])
+@pytest.mark.parametrize("x", [torch.float32, torch.float64])
+def test_factors_of_any_dtype_may_be_used_under_autocast(factors, x):
+    """On its own it joins float32 and its own dtype only."""
+    wide, fine = linears_case(dtype=x), linears_case(dtype=factors)
+    layers = tuple(
+        replace(each, A=other.A, B=other.B)
+        for each, other in zip(wide.layers, fine.layers, strict=True)
+    )
+    case = LinearsCase(layers)
+    with torch.autocast("cpu", torch.bfloat16):
+        ys = case.run()
+        alone = [each.run() for each in layers]
+    for y, expected in zip(ys, alone, strict=True):
+        assert y.dtype == (torch.float64 if x == torch.float64 else torch.bfloat16)
+        torch.testing.assert_close(y, expected)
+
+
 @pytest.mark.parametrize("ranks", [(200, 57), (257,)])
 def test_more_rank_than_a_kernel_holds_is_refused(ranks):
     case = linears_case(sizes=[(4, rank) for rank in ranks])
@@ -150,6 +168,13 @@ def test_factors_without_clients_are_refused_by_name(wrong):
     layers[1] = replace(layers[1], A=wrong(layers[1].A))
     with pytest.raises(ValueError, match=r"lora_linears: As\[1\] is .* axes, the first of clients"):
         LinearsCase(tuple(layers)).run()
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+def test_every_layer_needs_a_weight():
+    first, second = linears_case(sizes=GROUPED_QUERIES[:2]).layers
+    with pytest.raises(ValueError, match=r"lora_linears: weights\[1\] is missing"):
+        LinearsCase((first, replace(second, weight=None))).run()
 
 
 def test_layers_are_needed():

@@ -89,7 +89,11 @@ def keep_mask(
 
     Returns:
         True where the element is kept; each with probability 1 - p to within 2⁻³².
+
+    Raises:
+        ValueError: for a p that is no probability below 1.
     """
+    _require_probability("p", p)
     columns = _mix(torch.arange(features, dtype=torch.int32, device=keys.device) + 0x3C6EF372)
     x = (keys[:, None] ^ columns).mul_(_MIX_1)
     x = x.bitwise_xor_(_shift(x, 15)).mul_(_MIX_2)
@@ -106,8 +110,7 @@ def keys_of_vectors(
         ValueError: for a p that is no probability below 1, or keys of another type, number or
             device.
     """
-    if not 0.0 <= p < 1.0:
-        raise ValueError(f"{op}: dropout is a probability in [0, 1), not {p}")
+    _require_probability(f"{op}: dropout", p)
     if keys is None or p == 0.0:
         return None
     if keys.dtype != torch.int32:
@@ -118,6 +121,11 @@ def keys_of_vectors(
     if keys.device != x.device:
         raise ValueError(f"{op}: dropout keys are on {keys.device}, and x on {x.device}")
     return keys.reshape(-1).contiguous()
+
+
+def _require_probability(name: str, p: float) -> None:
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"{name} is a probability in [0, 1), not {p}")
 
 
 def dropout_factors(x: Tensor, keys: Tensor | None, p: float) -> Tensor | None:

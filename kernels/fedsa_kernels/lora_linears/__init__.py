@@ -201,7 +201,7 @@ def lora_linears(
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """
     _require_shapes(x, weights, biases, As, Bs)
-    x, A, *rest = in_one_dtype(x, torch.cat(list(As), 1), *weights, *biases, *Bs)
+    x, A, *rest = in_one_dtype(x, _side_by_side(As), *weights, *biases, *Bs)
     if A.shape[1] > LARGEST_RANK:
         raise ValueError(f"lora_linears: ranks of {A.shape[1]} together, over {LARGEST_RANK}")
     require_segments(x, A.shape[0], "lora_linears")
@@ -214,6 +214,11 @@ def lora_linears(
     eager: Any = _Eager.apply
     found: tuple[Tensor, ...] = eager(scaling, backend, x, A, *frozen, *added, *outer)
     return found
+
+
+@without_autocast  # under which torch joins no numbers but float32 and its own
+def _side_by_side(As: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(As), 1)
 
 
 def _require_shapes(
@@ -229,6 +234,8 @@ def _require_shapes(
     if not weights:
         raise ValueError("lora_linears: there are no layers")
     for k, (weight, bias, A, B) in enumerate(zip(weights, biases, As, Bs, strict=True)):
+        if weight is None:
+            raise ValueError(f"lora_linears: weights[{k}] is missing")
         require_factors("lora_linears", x, 3, (f"As[{k}]", A), (f"Bs[{k}]", B))
         clients, rank, d_in, d_out = As[0].shape[0], A.shape[1], x.shape[-1], B.shape[1]
         require_shapes(
