@@ -112,6 +112,20 @@ def require_factors(op: str, x: Tensor, axes: int, *factors: tuple[str, Tensor])
             )
 
 
+def require_floats(op: str, *operands: tuple[str, Tensor]) -> None:
+    """Refuse operands that are no floating point, or not on one device.
+
+    Raises:
+        ValueError: naming op and operand.
+    """
+    first, one = operands[0]
+    for name, operand in operands:
+        if operand.dtype not in _DTYPES:
+            raise ValueError(f"{op}: {name} is {operand.dtype}, and {_NONE_OF_THEM}")
+        if operand.device != one.device:
+            raise ValueError(f"{op}: {first} is on {one.device}, and {name} on {operand.device}")
+
+
 def require_segments(x: Float[Tensor, "... d"], clients: int, op: str) -> None:
     """Refuse rows that cannot be split into one equal segment per client.
 

@@ -79,7 +79,7 @@ def test_norms_in_the_same_pass_are_those_of_what_is_returned(tokens):
     check_near(squares, torch.stack([g.square().sum() for g in loop(left, right)]), 1e-9)
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)], ids=str)
 def test_parameters_that_are_no_matrices(shape):
     gradients, factors = random(6, *shape), random(2, 3, seed=1)
     expected = torch.stack([g.square().sum() for g in gradients])
@@ -262,3 +262,49 @@ def test_operands_that_do_not_fit_are_refused():
         for gradients, shape in ((found, (M, K + 1)), (torch.zeros(5, M + K), (M, K))):
             with pytest.raises(ValueError, match="gradients is .* and not"):
                 op(gradients, shape)
+    with pytest.raises(ValueError, match=r"factors are \[5\], and not \[client, own\]"):
+        clipped_sum(found, torch.ones(5), (M, K))
+    with pytest.raises(ValueError, match="left is .*; it needs records, tokens and columns"):
+        sample_grad(left[0], right)
+
+
+@pytest.mark.usefixtures("_without_type_checks")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
+def test_other_numbers_are_refused(dtype):
+    left, right = random(5, 4, M), random(5, 4, K)
+    found, factors = sample_grad(left, right), torch.ones(1, 5)
+    for call in (
+        lambda: sample_grad(left, right.to(dtype)),
+        lambda: sample_grad_with_norms(left.to(dtype), right),
+        lambda: squared_norms(found.to(dtype), (M, K)),
+        lambda: clipped_sum(found.to(dtype), factors, (M, K)),
+        lambda: clipped_sum(found, factors.to(dtype), (M, K)),
+    ):
+        with pytest.raises(ValueError, match=f"is {dtype}, and not float16"):
+            call()
+
+
+def test_operands_on_two_devices_are_refused():
+    """The op would run on neither, and hand out memory that nothing was written to."""
+    left, right = random(5, 4, M), random(5, 4, K)
+    found, factors = sample_grad(left, right), torch.ones(1, 5)
+    for call in (
+        lambda: sample_grad(left, right.to("meta")),
+        lambda: sample_grad_with_norms(left.to("meta"), right),
+        lambda: clipped_sum(found, factors.to("meta"), (M, K)),
+    ):
+        with pytest.raises(ValueError, match=r"is on (cpu|meta), and .* on (meta|cpu)"):
+            call()
+
+
+@pytest.mark.parametrize("tokens", [FACTORED, SWITCH])
+def test_one_side_may_be_in_double_precision(tokens):
+    left, right = random(3, tokens, M), random(3, tokens, K, dtype=torch.float32)
+    found = sample_grad(left, right)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, sample_grad(left, right.double()))
+
+
+def test_clients_without_records():
+    for gradients in (torch.zeros(0, M, K), torch.zeros(0, 2, M + K)):
+        assert not clipped_sum(gradients, torch.ones(3, 0), (M, K)).any()

@@ -103,7 +103,9 @@ def test_a_product_that_overflows_is_refused_as_by_the_host():
         ({"coins": torch.zeros(5, dtype=torch.int64)}, "int32, not torch.int64"),
         ({"masks": torch.zeros(5, dtype=torch.int8)}, "int32, not torch.int8"),
         ({"values": torch.zeros(5, dtype=torch.float16)}, "float32 or float64"),
+        ({"levels": True}, "32 bits"),
         ({"streams": [(bytes(31), True)]}, "32 bytes"),
+        ({"streams": [(bytes(32), -1)]}, "True or False, not -1"),
     ],
 )
 def test_other_operands_are_refused(changes: dict, match: str):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedsa_kernels.clipped_grad import reference
 from fedsa_kernels.dispatch import runs_kernels
-from fedsa_kernels.operands import require_shapes
+from fedsa_kernels.operands import require_floats, require_shapes
 
 __all__ = ["clipped_sum", "sample_grad", "sample_grad_with_norms", "squared_norms"]
 
@@ -118,7 +118,8 @@ def sample_grad(
         [row, m, k], or the factors side by side [row, token, m + k] where these are smaller.
 
     Raises:
-        ValueError: if records or tokens are not as many on both sides.
+        ValueError: if records or tokens are not as many on both sides, or these are no floating
+            point, or on two devices.
     """
     _require_pairs("sample_grad", left, right)
     found: Tensor = _sample_grad(left, right, whole, backend)
@@ -126,6 +127,9 @@ def sample_grad(
 
 
 def _require_pairs(op: str, left: Tensor, right: Tensor) -> None:
+    require_floats(op, ("left", left), ("right", right))
+    if left.dim() != 3:
+        raise ValueError(f"{op}: left is {list(left.shape)}; it needs records, tokens and columns")
     records, tokens, _ = left.shape
     require_shapes(op, ("right", right, (records, tokens, right.shape[-1])))
 
@@ -164,7 +168,7 @@ def squared_norms(
         backend: as for ``sample_grad``.
 
     Raises:
-        ValueError: if gradients have another shape.
+        ValueError: if gradients have another shape, or are no floating point.
     """
     _require_parameter("squared_norms", gradients, shape)
     squares: Tensor = _squared_norms(gradients, shape, backend)
@@ -172,6 +176,7 @@ def squared_norms(
 
 
 def _require_parameter(op: str, gradients: Tensor, shape: Sequence[int]) -> None:
+    require_floats(op, ("gradients", gradients))
     if not (reference.factored(gradients, shape) and gradients.dim() == 3):
         require_shapes(op, ("gradients", gradients, (len(gradients), *shape)))
 
@@ -193,9 +198,13 @@ def clipped_sum(
         backend: as for ``sample_grad``.
 
     Raises:
-        ValueError: if there is another number of factors, or gradients have another shape.
+        ValueError: if there is another number of factors, gradients have another shape, or these
+            are no floating point, or on two devices.
     """
     _require_parameter("clipped_sum", gradients, shape)
+    require_floats("clipped_sum", ("gradients", gradients), ("factors", factors))
+    if factors.dim() != 2:
+        raise ValueError(f"clipped_sum: factors are {list(factors.shape)}, and not [client, own]")
     if factors.numel() != len(gradients):
         raise ValueError(f"clipped_sum: {factors.numel()} factors for {len(gradients)} records")
     total: Tensor = _clipped_sum(gradients, factors, shape, backend)

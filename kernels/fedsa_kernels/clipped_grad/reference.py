@@ -1,5 +1,6 @@
 """Per-record gradients in plain torch: the truth, and the CPU path."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,7 +26,8 @@ def keeps_factors(left: Tensor, right: Tensor) -> bool:
 
 def sample_grad(left: Tensor, right: Tensor, whole: bool) -> Tensor:
     """Shapes: left [n, t, m], right [n, t, k]; result [n, m, k] or [n, t, m + k]."""
-    left, right = _wide(left), _wide(right)
+    dtype = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
+    left, right = left.to(dtype), right.to(dtype)
     if not whole and keeps_factors(left, right):
         return torch.cat([left, right], dim=2)
     if left.shape[2] > right.shape[2]:  # MKL is faster with the short dimension first
@@ -43,7 +45,7 @@ def squared_norms(gradients: Tensor, shape: Sequence[int]) -> Tensor:
     """Shapes: gradients [n, …]; result [n]."""
     wide = _wide(gradients)
     if not factored(gradients, shape):
-        return wide.flatten(1).square().sum(1)
+        return wide.reshape(len(wide), math.prod(shape)).square().sum(1)
     left, right = torch.split(wide.double(), list(shape), dim=2)
     # ‖Σ l_t r_tᵀ‖² = Σ_tt' (l_t·l_t')(r_t·r_t'). Terms may cancel, and then the product in single
     # precision that is summed later has a rounding error above its norm: it is added here.
@@ -67,11 +69,13 @@ def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Ten
     weights = factors.to(wide.dtype).flatten()
     left_out = (weights == 0).nonzero().squeeze(1)  # 0 times infinity would not be 0
     if not factored(gradients, shape):
-        weighted = (wide.flatten(1) * weights[:, None]).index_fill_(0, left_out, 0.0)
+        flat = wide.reshape(len(wide), math.prod(shape))
+        weighted = (flat * weights[:, None]).index_fill_(0, left_out, 0.0)
         total = weighted.view(clients, own, *shape).sum(1)
     else:
         counted = wide.double().index_fill(0, left_out, 0.0)
         left, right = torch.split(counted, list(shape), dim=2)
-        left = (left * weights[:, None, None]).reshape(clients, -1, shape[0])
-        total = torch.bmm(left.transpose(1, 2), right.reshape(clients, -1, shape[1]))
+        vectors = own * left.shape[1]
+        left = (left * weights[:, None, None]).reshape(clients, vectors, shape[0])
+        total = torch.bmm(left.transpose(1, 2), right.reshape(clients, vectors, shape[1]))
     return total.to(gradients.dtype)

@@ -9,6 +9,7 @@ all tokens of all records of a client, and the result is the clipped sum of what
 ``_weighted_sum``: the clipped sum of whole gradients, each of them read once.
 """
 
+import math
 from collections.abc import Sequence
 from typing import no_type_check
 
@@ -223,7 +224,7 @@ def sample_grad_with_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]
 def squared_norms(gradients: Tensor, shape: Sequence[int]) -> Tensor:
     """As ``reference.squared_norms``, in float32."""
     if not reference.factored(gradients, shape):
-        flat = gradients.flatten(1)  # torch reads it once
+        flat = gradients.reshape(len(gradients), math.prod(shape))  # torch reads it once
         norms: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32)
         return norms.square()
     left, right = torch.split(gradients, list(shape), dim=2)
@@ -238,8 +239,8 @@ def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Ten
         left, right = torch.split(gradients, list(shape), dim=2)
         total, _ = _token_sums(left, right, factors)
     else:
-        flat = gradients.flatten(1)
-        values = flat.shape[1]
+        values = math.prod(shape)
+        flat = gradients.reshape(len(gradients), values)
         strips = triton.cdiv(values, _SUM_TILE.n)
         parts, span = _split(own, _SUM_TILE.m, clients * strips)
         total = flat.new_empty(clients, parts, *shape, dtype=torch.float32)

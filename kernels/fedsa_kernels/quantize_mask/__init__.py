@@ -91,6 +91,8 @@ def _pack(streams: Sequence[tuple[bytes, bool]], words: int) -> Int32[Tensor, "s
     """Each stream's words of ``pack_stream``, its sign, and three words that fill the line."""
     packed = torch.zeros(len(streams), 16, dtype=torch.int32)
     for line, (key, add) in zip(packed, streams, strict=True):
+        if not isinstance(add, bool):  # a sign of -1 would count as true
+            raise ValueError(f"whether a stream is added is True or False, not {add!r}")
         words_of_one = pack_stream(key, _NONCE, 0, words)
         line[:12] = words_of_one
         words_of_one.zero_()
@@ -101,8 +103,8 @@ def _pack(streams: Sequence[tuple[bytes, bool]], words: int) -> Int32[Tensor, "s
 def _check_grid(step: float, levels: int) -> None:
     if not 2.0**-1000 <= step <= 2.0**1000 or math.frexp(step)[0] != 0.5:
         raise ValueError(f"a step is a power of two between 2⁻¹⁰⁰⁰ and 2¹⁰⁰⁰, not {step}")
-    if not isinstance(levels, int) or not 0 < levels < 2**31:
-        raise ValueError(f"{levels} steps on either side of zero do not fit into 32 bits")
+    if type(levels) is not int or not 0 < levels < 2**31:
+        raise ValueError(f"levels is an int that fits into 32 bits with its sign, not {levels!r}")
 
 
 def _check_operands(values: Tensor, coins: Tensor, masks: Tensor | None) -> None:
