@@ -4,6 +4,7 @@ import csv
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,14 @@ def device() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured; ``+`` marks uncommitted changes of code."""
+    """The commit that is measured; ``+`` marks uncommitted changes of code.
+
+    Where the code lies without its history, FEDSA_COMMIT says which one it is.
+    """
+    if "FEDSA_COMMIT" in os.environ:
+        return os.environ["FEDSA_COMMIT"]
+    if shutil.which("git") is None:
+        return "unknown"
     root = Path(__file__).parent
 
     def git(*arguments: str) -> str:

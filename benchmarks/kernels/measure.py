@@ -25,7 +25,7 @@ from matplotlib import pyplot
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "kernels"), str(ROOT)]
 
-from record import RESULTS, append_row, environment, read_rows, write_block  # noqa: E402 - found through the lines above
+from record import RESULTS, append_row, commit, environment, read_rows, write_block  # noqa: E402 - found through the lines above
 
 from fedsa_kernels.bench import Findings, Shape, Timing, best_plain, name_of  # noqa: E402 - likewise
 from fedsa_kernels.bench.work import orders_of  # noqa: E402 - likewise
@@ -153,6 +153,8 @@ def options() -> argparse.Namespace:
         parser.error("times of the interpreter mean nothing: name a folder of their own by --out")
     if arguments.out.exists() and not arguments.out.is_dir():
         parser.error(f"--out {arguments.out} is no folder")
+    if arguments.resume and commit() == "unknown":
+        parser.error("--resume needs to know the commit: FEDSA_COMMIT may say it")
     if not any(arguments.only in name for name in names_here()):
         named = "\n  ".join(names_here())
         parser.error(f"--only {arguments.only!r} is in no name of\n  {named}")

@@ -182,6 +182,10 @@ def _require(asked: str, source: str, device: torch.device) -> None:
 
 @lru_cache(4096)
 def _nearest(problem: Problem, table: Table) -> Measured | None:
-    """The nearest measured problem, if one is near."""
-    near = min(table.rows, key=lambda row: problem.distance(row.problem), default=None)
+    """The nearest measured problem, if one is near; of two the one of fewer rows."""
+
+    def place(row: Measured) -> tuple[float, int]:
+        return problem.distance(row.problem), row.problem.rows
+
+    near = min(table.rows, key=place, default=None)
     return near if near is not None and problem.distance(near.problem) <= _FAR else None

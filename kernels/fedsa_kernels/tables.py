@@ -61,16 +61,18 @@ class Problem:
         return default_tiles(self.dtype, self.rank, self.d_in, self.d_out)
 
     def distance(self, measured: "Problem") -> float:
-        """The largest factor between their rows, widths or blocks of ranks, as a logarithm.
+        """The largest factor between rows, a client's rows, widths or ranks, as a logarithm.
 
-        Infinite for another op, another width of numbers, between one client and many, and where
-        the measured rank is smaller: its tiles need not fit a larger one.
+        Ranks count as blocks. Infinite for another op, another width of numbers, between one client
+        and many, between widths that are multiples of 16 and others, for which tiles spill that fit
+        the former, and where the measured rank is smaller: its tiles need not fit a larger one.
         """
         same = (
             self.op == measured.op
             and self.dtype.itemsize == measured.dtype.itemsize
             and rank_block(self.rank) <= rank_block(measured.rank)
             and (self.clients > 1) == (measured.clients > 1)
+            and self._aligned == measured._aligned
         )
         if not same:
             return math.inf
@@ -78,7 +80,12 @@ class Problem:
         return max(abs(math.log(a / b)) for a, b in pairs)
 
     def _sizes(self) -> tuple[int, ...]:
-        return self.rows, self.d_in, self.d_out, rank_block(self.rank)
+        own = -(-self.rows // self.clients)
+        return self.rows, own, self.d_in, self.d_out, rank_block(self.rank)
+
+    @property
+    def _aligned(self) -> bool:
+        return not (self.d_in % 16 or self.d_out % 16)
 
 
 @dataclass(frozen=True)

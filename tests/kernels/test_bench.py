@@ -194,11 +194,21 @@ def test_tuning_keeps_the_fastest_tile_of_every_kernel(monkeypatch: pytest.Monke
         }
 
     monkeypatch.setattr(tuning, "kernel_steps", kernel_steps)
+    monkeypatch.setattr(tuning, "whole_step", lambda *_: ("all of them", None))
     monkeypatch.setattr(tuning, "runs", lambda step: step()[1] != spilling)
     monkeypatch.setattr(tuning, "_seconds", seconds)
     monkeypatch.setattr(tuning, "take_turns", turns)
     found = tuning.tune([inputs])
     assert found == replace(default_tiles(torch.bfloat16, 4), **wanted | {"both": None})
+
+
+def test_tiles_with_which_a_whole_step_cannot_run_are_not_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = draw(Shape(32, 32, 32, 4, dtype="bfloat16"), CPU, 0)
+    one = default_tiles(torch.bfloat16, 4)
+    monkeypatch.setattr(tuning, "runs", lambda step: False)
+    assert tuning._faster(one, replace(one, both=None), [inputs], fused=False) is one
 
 
 def test_a_tile_that_does_not_fit_falls_out() -> None:

@@ -120,12 +120,30 @@ def test_a_table_that_could_not_be_written_leaves_the_one_before(tmp_path, monke
         Problem("lora_linear", torch.bfloat16, 8192, 4096, 4096, 16, 8),
         Problem("lora_linear", torch.bfloat16, 64, 4096, 4096, 16, 1),
         Problem("lora_linear", torch.bfloat16, 8192, 128, 4096, 16, 1),
+        Problem("lora_linear", torch.bfloat16, 8192, 4100, 4096, 16, 1),
+        Problem("lora_linear", torch.bfloat16, 8192, 4096, 4100, 16, 1),
     ],
 )
 def test_what_is_far_from_all_that_was_measured_takes_the_reference(other):
     choice = choose(other, GPU)
     assert choice.backend == "reference"
     assert "nothing near this problem" in choice.reason
+
+
+def test_many_small_clients_are_no_few_large_ones():
+    """A tile of rows would be nearly empty."""
+    few = replace(PROBLEM, rows=4096, clients=8)
+    assert few.distance(replace(few, rows=2048, clients=4)) < 1
+    assert replace(few, clients=64).distance(few) > dispatch._FAR
+
+
+def test_of_two_problems_as_near_the_one_of_fewer_rows_decides():
+    rows = row("fused", 8192, 1024), row("cublas", 2048, 1024)
+    problem = replace(PROBLEM, rows=4096, d_in=1024, d_out=1024)
+    for table in (Table(rows), Table(rows[::-1])):
+        near = dispatch._nearest(problem, table)
+        assert near is not None
+        assert near.fastest == "cublas"
 
 
 @pytest.mark.usefixtures("measured")

@@ -113,6 +113,7 @@ def test_a_layer_on_which_plain_torch_wins_is_named(script: ModuleType) -> None:
         (["--only", "no such layer", "--out", "FOLDER"], "'no such layer' is in no name of"),
         (["--out", "FILE"], "is no folder"),
         (["--out", "RESULTS"], "name a folder of their own"),
+        (["--resume", "--out", "FOLDER"], "needs to know the commit"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_measured(
@@ -132,6 +133,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_measured(
     monkeypatch.setattr(sys, "argv", ["measure.py", *(places.get(each, each) for each in given)])
     monkeypatch.setattr(script, "interpreted", lambda: True)
     monkeypatch.setattr(script, "bench_kernels", None)
+    monkeypatch.setenv("FEDSA_COMMIT", "unknown")
     with pytest.raises(SystemExit):
         script.main()
     assert named in capsys.readouterr().err

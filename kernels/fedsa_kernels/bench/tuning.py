@@ -49,7 +49,9 @@ def tune(sets: Sequence[Work], most: int | None = None) -> Tiles:
 
 
 def _faster(one: Tiles, other: Tiles, sets: Sequence[Work], fused: bool) -> Tiles:
-    """Of two sets of tiles the one with which a whole step takes less."""
+    """Of two sets of tiles the one with which a whole step takes less; one if other cannot run."""
+    if not runs(partial(whole_step, sets[0], other, fused)):
+        return one
     steps = {
         str(tiles): [partial(whole_step, work, tiles, fused) for work in sets]
         for tiles in (one, other)
