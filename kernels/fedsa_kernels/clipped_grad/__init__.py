@@ -39,12 +39,6 @@ def _backend(name: str | None, *operands: Tensor) -> ModuleType:
     return triton
 
 
-def _wide_dtype(*operands: Tensor) -> torch.dtype:
-    """What norms and gradients are made in."""
-    wide = any(operand.dtype == torch.float64 for operand in operands)
-    return torch.float64 if wide else torch.float32
-
-
 @torch.library.custom_op("fedsa::sample_grad", mutates_args=())
 def _sample_grad(left: Tensor, right: Tensor, whole: bool, backend: str | None) -> Tensor:
     found: Tensor = _backend(backend, left, right).sample_grad(left, right, whole)
@@ -57,7 +51,7 @@ def _sample_grad_fake(left: Tensor, right: Tensor, whole: bool, backend: str | N
     k = right.shape[2]
     kept = not whole and reference.keeps_factors(left, right)
     shape = (rows, tokens, m + k) if kept else (rows, m, k)
-    return left.new_empty(shape, dtype=_wide_dtype(left, right))
+    return left.new_empty(shape, dtype=reference.wide_dtype(left, right))
 
 
 @torch.library.custom_op("fedsa::sample_grad_with_norms", mutates_args=())
@@ -81,7 +75,7 @@ def _squared_norms(gradients: Tensor, shape: Sequence[int], backend: str | None)
 
 @_squared_norms.register_fake
 def _squared_norms_fake(gradients: Tensor, shape: Sequence[int], backend: str | None) -> Tensor:
-    return gradients.new_empty(gradients.shape[0], dtype=_wide_dtype(gradients))
+    return gradients.new_empty(gradients.shape[0], dtype=reference.wide_dtype(gradients))
 
 
 @torch.library.custom_op("fedsa::clipped_sum", mutates_args=())

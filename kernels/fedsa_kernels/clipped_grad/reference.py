@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Norms and sums are made in float32 at least."""
-    return x if x.dtype == torch.float64 else x.float()
+def wide_dtype(*operands: Tensor) -> torch.dtype:
+    """What gradients, norms and sums are made in: float32 at least."""
+    double = any(operand.dtype == torch.float64 for operand in operands)
+    return torch.float64 if double else torch.float32
 
 
 def factored(gradients: Tensor, shape: Sequence[int]) -> bool:
@@ -26,7 +27,7 @@ def keeps_factors(left: Tensor, right: Tensor) -> bool:
 
 def sample_grad(left: Tensor, right: Tensor, whole: bool) -> Tensor:
     """Shapes: left [n, t, m], right [n, t, k]; result [n, m, k] or [n, t, m + k]."""
-    dtype = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
+    dtype = wide_dtype(left, right)
     left, right = left.to(dtype), right.to(dtype)
     if not whole and keeps_factors(left, right):
         return torch.cat([left, right], dim=2)
@@ -43,7 +44,7 @@ def sample_grad_with_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]
 
 def squared_norms(gradients: Tensor, shape: Sequence[int]) -> Tensor:
     """Shapes: gradients [n, …]; result [n]."""
-    wide = _wide(gradients)
+    wide = gradients.to(wide_dtype(gradients))
     if not factored(gradients, shape):
         return wide.reshape(len(wide), math.prod(shape)).square().sum(1)
     left, right = torch.split(wide.double(), list(shape), dim=2)
@@ -65,7 +66,7 @@ def clipped_sum(gradients: Tensor, factors: Tensor, shape: Sequence[int]) -> Ten
     for more than its norm says. Float64 is not touched by it.
     """
     clients, own = factors.shape
-    wide = _wide(gradients)
+    wide = gradients.to(wide_dtype(gradients))
     weights = factors.to(wide.dtype).flatten()
     left_out = (weights == 0).nonzero().squeeze(1)  # 0 times infinity would not be 0
     if not factored(gradients, shape):

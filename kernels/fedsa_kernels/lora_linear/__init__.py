@@ -152,9 +152,9 @@ def lora_linear(
         y, with the leading dimensions of x.
 
     Raises:
-        ValueError: if the vectors of x cannot be split into one equal segment per client, or the
-            backend cannot run here, the shapes of operands do not fit, naming one, or x is no
-            floating point.
+        ValueError: if the rows of x cannot be split into one equal segment per client, the backend
+            cannot run here, the shapes of operands do not fit, naming one, or operands are no
+            floating point or on two devices.
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """

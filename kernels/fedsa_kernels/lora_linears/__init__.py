@@ -194,9 +194,9 @@ def lora_linears(
         y_i of each layer, with the leading dimensions of x.
 
     Raises:
-        ValueError: if the vectors of x cannot be split into one equal segment per client, the ranks
+        ValueError: if the rows of x cannot be split into one equal segment per client, the ranks
             are too large together, there are no layers, the shapes of operands do not fit, naming
-            one, x is no floating point, or the backend cannot run here.
+            one, these are no floating point or on two devices, or the backend cannot run here.
 
     Source: Hu et al., LoRA (ICLR 2022), §4.1.
     """

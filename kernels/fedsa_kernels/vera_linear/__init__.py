@@ -155,9 +155,9 @@ def vera_linear(
         y, with the leading dimensions of x.
 
     Raises:
-        ValueError: if the vectors of x cannot be split into one equal segment per client, or the
-            backend cannot run here, the shapes of operands do not fit, naming one, or x is no
-            floating point.
+        ValueError: if the rows of x cannot be split into one equal segment per client, the backend
+            cannot run here, the shapes of operands do not fit, naming one, or operands are no
+            floating point or on two devices.
 
     Source: Kopiczko et al., VeRA (ICLR 2024), §3.1, equation 2.
     """
